@@ -1,0 +1,102 @@
+"""The operations that the models are made of, and the choice of who does them.
+
+The forward passes (vision/clip.py, vision/projector.py, language/llama.py) take a backend as the argument
+``ops`` and know nothing else of it, so two backends can meet in one process and each model is written once.
+reference.py is the definition of every operation; the other backends are measured against it.
+
+Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing.
+
+Letters in the shapes: n tokens, d features, h heads, g kv heads, k head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava.errors import UsageError
+
+if TYPE_CHECKING:
+    from tinyllava.files.gguf import Tensor
+
+Array = npt.NDArray[Any]  # a float array of the backend's own kind (NumPy's, or one that behaves so)
+Activation = Literal["gelu_erf", "gelu_tanh", "gelu_quick", "silu"]
+RopeKind = Literal["norm", "neox"]
+BACKENDS = ("numpy", "numba")
+
+
+class Matrix(Protocol):
+    """A weight matrix as a backend holds it: (d_out, d_in), perhaps still in its file's blocks."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class Ops(Protocol):
+    """The names of all operations. Formulas and sources: reference.py."""
+
+    name: str
+    dtype: np.dtype[Any]
+    threads: int
+
+    # Between the file, NumPy and the backend.
+    def matrix(self, tensor: Tensor) -> Matrix: ...
+    def vector(self, tensor: Tensor) -> Array: ...
+    def array(self, values: npt.ArrayLike) -> Array: ...
+    def numpy(self, values: Array) -> Array: ...
+
+    # Weights.
+    def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array: ...
+    def linear(self, x: Array, weight: Matrix, bias: Array | None = None) -> Array: ...
+
+    # Norms and activations.
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array: ...
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
+    def activation(self, x: Array, kind: Activation) -> Array: ...
+    def swiglu(self, gate: Array, up: Array) -> Array: ...
+
+    # Attention.
+    def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array: ...
+    def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array: ...
+    def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array: ...
+
+
+def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = None) -> Ops:
+    """The backend called ``name``: "numpy" (the reference), "numba", or "auto" (the fastest for ``dtype``).
+
+    ``threads`` bounds the backend's own threads; None means one for each physical core.
+    Raises UsageError for a name or a dtype that does not exist, or that do not go together.
+    """
+    if dtype not in ("float32", "float64"):
+        raise UsageError("dtype", repr(dtype), wanted="float32 or float64")
+    if threads is not None and threads < 1:
+        raise UsageError("threads", str(threads), wanted="1 or more")
+    if name == "auto":
+        name = "numba" if dtype == "float32" else "numpy"
+    if name == "numpy":
+        from tinyllava.ops.reference import NumpyOps
+
+        return NumpyOps(dtype, threads)
+    if name == "numba":
+        if dtype != "float32":
+            raise UsageError("backend numba", f"dtype {dtype}", wanted="float32", hint="Use the numpy backend for float64")
+        from tinyllava.ops.numba_ops import NumbaOps
+
+        return NumbaOps(threads)
+    raise UsageError("backend", repr(name), wanted=" or ".join(("auto", *BACKENDS)))
+
+
+def physical_cores() -> int:
+    """The physical cores that this process may use, at least 1."""
+    import os
+
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            pairs = [line.split(":")[1].strip() for line in file if line.startswith(("physical id", "core id"))]
+        cores = len(set(zip(pairs[::2], pairs[1::2], strict=True)))
+    except (OSError, ValueError, IndexError):
+        cores = 0
+    return max(1, min(available, cores or available))
