@@ -1,0 +1,1 @@
+"""Golden data: what other implementations computed, and the programs that made them compute it."""
