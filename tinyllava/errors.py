@@ -29,9 +29,7 @@ class TinyLLaVAError(Exception):
         self.wanted = wanted
         self.hint = hint
         text = f"{where}: {found}" + (f"; wanted {wanted}" if wanted else "")
-        if hint:
-            text += f". {hint}"
-        super().__init__(_one_line(text.rstrip(".") + "."  if hint else text))
+        super().__init__(_one_line(f"{text}. {hint.rstrip('.')}." if hint else text))
 
 
 class FileError(TinyLLaVAError):
@@ -56,5 +54,5 @@ class ContextError(UsageError):
 
 def _one_line(text: str) -> str:
     """Text that fits one terminal line's worth of output: control characters escaped, length bounded."""
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return safe if len(safe) <= MAX_LENGTH else safe[: MAX_LENGTH - 1] + "…"

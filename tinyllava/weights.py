@@ -80,7 +80,8 @@ def load_weights(
         tensor = file.tensors.get(name)
         if tensor is None:
             if not contract.optional:
-                raise ModelError(file.path, f"tensor {name} is missing", hint="The file is incomplete or of another model")
+                hint = "The file is incomplete, or of another kind of model"
+                raise ModelError(file.path, f"tensor {name} is missing", hint=hint)
             values[item.name] = None
             continue
         check_shape(file, tensor, contract.shape, config)

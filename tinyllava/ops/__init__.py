@@ -46,6 +46,7 @@ class Ops(Protocol):
     def vector(self, tensor: Tensor) -> Array: ...
     def array(self, values: npt.ArrayLike) -> Array: ...
     def numpy(self, values: Array) -> Array: ...
+    def zeros(self, shape: tuple[int, ...]) -> Array: ...
 
     # Weights.
     def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array: ...
@@ -81,7 +82,8 @@ def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = 
         return NumpyOps(dtype, threads)
     if name == "numba":
         if dtype != "float32":
-            raise UsageError("backend numba", f"dtype {dtype}", wanted="float32", hint="Use the numpy backend for float64")
+            hint = "The numpy backend computes in float64"
+            raise UsageError("backend numba", f"dtype {dtype}", wanted="float32", hint=hint)
         from tinyllava.ops.numba_ops import NumbaOps
 
         return NumbaOps(threads)
@@ -95,8 +97,8 @@ def physical_cores() -> int:
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            pairs = [line.split(":")[1].strip() for line in file if line.startswith(("physical id", "core id"))]
-        cores = len(set(zip(pairs[::2], pairs[1::2], strict=True)))
+            ids = [line.split(":")[1] for line in file if line.startswith(("physical id", "core id"))]
+        cores = len(set(zip(ids[::2], ids[1::2], strict=True)))  # (socket, core) of each logical processor
     except (OSError, ValueError, IndexError):
         cores = 0
     return max(1, min(available, cores or available))

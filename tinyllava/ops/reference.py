@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
     from tinyllava.ops import Matrix
 
-KEEP_BYTES = 1 << 30  # matrices up to this total are kept as floats; later ones are dequantized at each use
+KEEP_BYTES = 1 << 30  # matrices up to this total are kept as floats; others are dequantized at each use
 SCORE_ELEMENTS = 1 << 22  # the largest attention score matrix held at once (16 MiB in float32)
 ROW_ELEMENTS = 1 << 22  # the largest piece of a matrix dequantized at once
 
@@ -65,6 +65,10 @@ class NumpyOps:
     def numpy(self, values: Array) -> Array:
         return values
 
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Zeros whose memory the system hands out only as it is written (calloc)."""
+        return np.zeros(shape, self.dtype)
+
     # ---- weights
 
     def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array:
@@ -94,12 +98,12 @@ class NumpyOps:
         """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016)."""
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return np.asarray(centred / np.sqrt(variance + self.dtype.type(eps)) * weight + bias)
+        return np.asarray(centred / np.sqrt(variance + eps) * weight + bias)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang and Sennrich 2019)."""
         mean_square = (x * x).mean(axis=-1, keepdims=True)
-        return np.asarray(x / np.sqrt(mean_square + self.dtype.type(eps)) * weight)
+        return np.asarray(x / np.sqrt(mean_square + eps) * weight)
 
     def activation(self, x: Array, kind: Activation) -> Array:
         """The activation ``kind``, element by element.
@@ -147,7 +151,7 @@ class NumpyOps:
         m, n_head_kv, _ = k.shape
         q_groups = q.transpose(1, 0, 2).reshape(n_head_kv, -1, head_dim)  # (g, h/g * n, k)
         scores = q_groups @ k.transpose(1, 2, 0)  # (g, h/g * n, m)
-        scores = scores.reshape(n_head, n, m) / self.dtype.type(math.sqrt(head_dim))
+        scores = scores.reshape(n_head, n, m) / math.sqrt(head_dim)
         if causal:
             visible = np.arange(m) <= np.arange(m - n, m)[:, None]  # (n, m)
             scores = np.where(visible, scores, -np.inf)
@@ -173,12 +177,14 @@ class NumpyOps:
 
 
 def pairs(kind: RopeKind, half: int) -> tuple[slice, slice]:
-    """The features that RoPE turns together: the first and the second member of ``half`` pairs."""
-    return (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if kind == "norm" else (slice(0, half), slice(half, 2 * half))
+    """The features that RoPE turns together: the first and the second members of ``half`` pairs."""
+    if kind == "norm":
+        return slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    return slice(0, half), slice(half, 2 * half)
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / sum(exp(x)) over the last axis; the maximum is subtracted first so that exp cannot overflow."""
+    """exp(x) / sum(exp(x)) over the last axis; less the maximum, so that exp cannot overflow."""
     y = np.exp(x - x.max(axis=-1, keepdims=True))
     return np.asarray(y / y.sum(axis=-1, keepdims=True))
 

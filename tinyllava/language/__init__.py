@@ -1,0 +1,1 @@
+"""The language model: embeddings in, the next token's logits out."""

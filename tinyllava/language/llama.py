@@ -1,0 +1,160 @@
+"""LLaMA: a decoder-only transformer (Touvron et al. 2023). One forward pass, to be read top-down.
+
+It serves what GGUF calls the architectures "llama" (LLaMA 1 to 3, Vicuna, Mistral, Yi) and
+"qwen2": they differ in their numbers, in the features that RoPE pairs, and in whether attention has biases.
+
+Letters in the shapes: n tokens in this call, m tokens in the cache once they are added, d = n_embd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyllava.language.cache import KVCache
+from tinyllava.language.config import LlamaConfig
+from tinyllava.trace import NULL, Tap
+from tinyllava.weights import array, load_weights, matrix, vector
+
+if TYPE_CHECKING:
+    from tinyllava.files.gguf import GGUFFile
+    from tinyllava.ops import Array, Matrix, Ops
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block: the tensors ``blk.{i}.<field>.weight``."""
+
+    attn_norm: Array = vector("n_embd")
+    attn_q: Matrix = matrix("n_head * head_dim", "n_embd")
+    attn_k: Matrix = matrix("n_head_kv * head_dim", "n_embd")
+    attn_v: Matrix = matrix("n_head_kv * head_dim", "n_embd")
+    attn_output: Matrix = matrix("n_embd", "n_head * head_dim")
+    attn_q_bias: Array | None = vector("n_head * head_dim", name="attn_q.bias", optional=True)
+    attn_k_bias: Array | None = vector("n_head_kv * head_dim", name="attn_k.bias", optional=True)
+    attn_v_bias: Array | None = vector("n_head_kv * head_dim", name="attn_v.bias", optional=True)
+    attn_output_bias: Array | None = vector("n_embd", name="attn_output.bias", optional=True)
+    ffn_norm: Array = vector("n_embd")
+    ffn_gate: Matrix = matrix("n_ff", "n_embd")
+    ffn_up: Matrix = matrix("n_ff", "n_embd")
+    ffn_down: Matrix = matrix("n_embd", "n_ff")
+
+
+@dataclass(frozen=True)
+class Llama:
+    """All weights. ``output`` is None when the head is tied: token_embd then serves for both."""
+
+    config: LlamaConfig
+    blk: tuple[Layer, ...]
+    token_embd: Matrix = matrix("n_vocab", "n_embd")
+    output_norm: Array = vector("n_embd")
+    output: Matrix | None = matrix("n_vocab", "n_embd", optional=True)
+    rope_freqs: Array | None = array("n_pair", optional=True)  # LLaMA-3.1: a divisor for each pair's angle
+
+
+def load_llama(file: GGUFFile, config: LlamaConfig, ops: Ops) -> Llama:
+    """The weights of the model in ``file``. ModelError for a tensor that is missing or of another shape."""
+    blk = tuple(load_weights(Layer, file, config, ops, prefix=f"blk.{i}.") for i in range(config.n_layer))
+    return load_weights(Llama, file, config, ops, config=config, blk=blk)
+
+
+def embed(ids: list[int], llama: Llama, ops: Ops) -> Array:
+    """Token ids (n,) -> embeddings (n, d)."""
+    return ops.embed(llama.token_embd, ids)
+
+
+def forward(x: Array, llama: Llama, cache: KVCache, ops: Ops, tap: Tap = NULL) -> Array:
+    """Embeddings x (n, d), after what ``cache`` holds, through every block -> (n, d), ready for the head.
+
+    The embeddings may be a picture's as well as tokens': nothing here tells them apart, and the mask is
+    causal for both, as in the original LLaVA. Extends the cache by n tokens; ContextError if they do not fit.
+    """
+    config = llama.config
+    cos, sin = rope_angles(cache.length, len(x), llama, ops)  # (n, n_pair) each
+    x = tap("inp_embd", x)  # (n, d)
+    for i, layer in enumerate(llama.blk):
+        at = tap.at(f"blk.{i}")
+        y = at("attn_norm", ops.rms_norm(x, layer.attn_norm, config.norm_eps))  # (n, d)
+        q, k, v = project_qkv(y, layer, config, ops, at)  # (n, n_head | n_head_kv, head_dim)
+        q = at("attn_q_rope", ops.rope(q, cos, sin, config.rope_kind))
+        k = at("attn_k_rope", ops.rope(k, cos, sin, config.rope_kind))
+        k, v = cache.append(i, k, v)  # (m, n_head_kv, head_dim) each
+        x = at("ffn_inp", x + attend(q, k, v, layer, ops, at))  # (n, d)
+        y = at("ffn_norm", ops.rms_norm(x, layer.ffn_norm, config.norm_eps))
+        x = at("l_out", x + feed_forward(y, layer, ops, at))  # (n, d)
+    cache.advance(len(x))
+    return tap("result_norm", ops.rms_norm(x, llama.output_norm, config.norm_eps))  # (n, d)
+
+
+def unembed(x: Array, llama: Llama, ops: Ops, tap: Tap = NULL) -> Array:
+    """The head: what ``forward`` returned (n, d) -> logits (n, n_vocab)."""
+    head = llama.token_embd if llama.output is None else llama.output
+    return tap("result_output", ops.linear(x, head))  # (n, n_vocab)
+
+
+def project_qkv(
+    x: Array, layer: Layer, config: LlamaConfig, ops: Ops, tap: Tap
+) -> tuple[Array, Array, Array]:
+    """x (n, d) -> q (n, n_head, head_dim), k and v (n, n_head_kv, head_dim)."""
+    n, head_dim = len(x), config.head_dim
+    q = ops.linear(x, layer.attn_q, layer.attn_q_bias).reshape(n, config.n_head, head_dim)
+    k = ops.linear(x, layer.attn_k, layer.attn_k_bias).reshape(n, config.n_head_kv, head_dim)
+    v = ops.linear(x, layer.attn_v, layer.attn_v_bias).reshape(n, config.n_head_kv, head_dim)
+    return tap("attn_q", q), tap("attn_k", k), tap("attn_v", v)
+
+
+def attend(q: Array, k: Array, v: Array, layer: Layer, ops: Ops, tap: Tap) -> Array:
+    """Causal attention of q (n, n_head, head_dim) to k, v (m, n_head_kv, head_dim), mixed back -> (n, d)."""
+    if tap.wants("attn_weights"):
+        tap("attn_weights", ops.attention_weights(q, k, causal=True))  # (n_head, n, m)
+    mixed = ops.attention(q, k, v, causal=True).reshape(len(q), -1)  # (n, n_head * head_dim)
+    mixed = tap("attn_mixed", mixed)
+    return tap("attn_output", ops.linear(mixed, layer.attn_output, layer.attn_output_bias))  # (n, d)
+
+
+def feed_forward(x: Array, layer: Layer, ops: Ops, tap: Tap) -> Array:
+    """down(silu(gate(x)) * up(x)): x (n, d) -> (n, d)."""
+    gate = tap("ffn_gate", ops.linear(x, layer.ffn_gate))  # (n, n_ff)
+    up = tap("ffn_up", ops.linear(x, layer.ffn_up))  # (n, n_ff)
+    hidden = tap("ffn_swiglu", ops.swiglu(gate, up))  # (n, n_ff)
+    return tap("ffn_down", ops.linear(hidden, layer.ffn_down))  # (n, d)
+
+
+def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Array, Array]:
+    """cos and sin (n, n_pair) of the angles by which RoPE turns the n tokens from position ``start`` on.
+
+    Computed in float64: in float32, an angle of a few thousand radians has lost half its digits.
+    """
+    config = llama.config
+    frequency = config.rope_base ** (-2.0 * np.arange(config.n_pair) / config.n_rot)  # (n_pair,)
+    if llama.rope_freqs is not None:
+        frequency = frequency / ops.numpy(llama.rope_freqs).astype(np.float64)
+    position = np.arange(start, start + n) / config.rope_scale  # (n,)
+    angle = position[:, None] * frequency  # (n, n_pair)
+    return ops.array(np.cos(angle)), ops.array(np.sin(angle))
+
+
+# Where a forward pass can be watched, with the shape seen there. llama.cpp's names where it has one.
+TAPS = {
+    "inp_embd": ("n", "n_embd"),
+    "blk.{i}.attn_norm": ("n", "n_embd"),
+    "blk.{i}.attn_q": ("n", "n_head", "head_dim"),
+    "blk.{i}.attn_k": ("n", "n_head_kv", "head_dim"),
+    "blk.{i}.attn_v": ("n", "n_head_kv", "head_dim"),
+    "blk.{i}.attn_q_rope": ("n", "n_head", "head_dim"),
+    "blk.{i}.attn_k_rope": ("n", "n_head_kv", "head_dim"),
+    "blk.{i}.attn_weights": ("n_head", "n", "m"),
+    "blk.{i}.attn_mixed": ("n", "n_head * head_dim"),
+    "blk.{i}.attn_output": ("n", "n_embd"),
+    "blk.{i}.ffn_inp": ("n", "n_embd"),
+    "blk.{i}.ffn_norm": ("n", "n_embd"),
+    "blk.{i}.ffn_gate": ("n", "n_ff"),
+    "blk.{i}.ffn_up": ("n", "n_ff"),
+    "blk.{i}.ffn_swiglu": ("n", "n_ff"),
+    "blk.{i}.ffn_down": ("n", "n_embd"),
+    "blk.{i}.l_out": ("n", "n_embd"),
+    "result_norm": ("n", "n_embd"),
+    "result_output": ("n", "n_vocab"),
+}
