@@ -75,11 +75,13 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 256,
 }
 
+# vicuna is what the original LLaVA can load (its transformers wants n_head * head_dim == n_embd).
 # llama_gqa is the one whose every row has a multiple of 256 values, so that K-quants fit it everywhere.
 LANGUAGE = {
     spec.name: spec
     for spec in (
         LlamaSpec("llama_gqa", 101, n_embd=256, n_head=8, n_head_kv=2, head_dim=96, n_layer=2),
+        LlamaSpec("vicuna", 100, n_embd=256, n_head=8, n_head_kv=8, head_dim=32, n_layer=2),
         LlamaSpec("llama_tied", 102, n_head_kv=4, tied=True),
         LlamaSpec("mistral", 103, rope_base=1e6, n_head=8, n_head_kv=2, head_dim=16),
         LlamaSpec("rope_linear", 104, rope_factor=4.0),

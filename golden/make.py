@@ -1,0 +1,37 @@
+"""Make golden files: python -m golden.make COMMAND, from the repository's root.
+
+Each command needs its own environment (golden/README.md): some the original LLaVA with an old transformers,
+some the current ones. A command overwrites its files in golden/ and their entries in golden/MANIFEST.json.
+"""
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+
+# command -> (module in golden.makers, function, its path arguments)
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "hf-language": ("hf", "make_language", ()),
+    "hf-clip": ("hf", "make_clip", ()),
+    "llama-cpp-language": ("llama_cpp_logits", "make_language", ()),
+    "original-images": ("original", "make_images", ()),
+    "original-answers": ("original", "make_answers", ()),
+    "anyres-grid": ("original", "make_grid", ()),
+}
+
+
+def main() -> None:
+    """Parse the command line and run one maker."""
+    parser = argparse.ArgumentParser(prog="python -m golden.make", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, (_, _, paths) in COMMANDS.items():
+        sub = commands.add_parser(command)
+        for path in paths:
+            sub.add_argument(path)
+    arguments = vars(parser.parse_args())
+    module, function, paths = COMMANDS[arguments["command"]]
+    maker: Callable[..., None] = getattr(import_module(f"golden.makers.{module}"), function)
+    maker(*(arguments[path] for path in paths))
+
+
+if __name__ == "__main__":
+    main()
