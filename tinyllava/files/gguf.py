@@ -19,7 +19,7 @@ import mmap
 import stat
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +74,10 @@ class Tensor:
     def raw(self) -> npt.NDArray[np.uint8]:
         """Little-endian blocks (n_rows, row_bytes): a read-only view of the mapping; of a big-endian file, a copy."""
         return self._little_endian(self.stored)
+
+    def as_matrix(self) -> Tensor:
+        """The same tensor seen as a matrix (shape[0], all the rest): a patch convolution's kernel, for one."""
+        return replace(self, shape=(self.shape[0], prod(self.shape[1:])))
 
     def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """The weights as an array of ``shape``. It takes 4 (or 8) bytes a weight, whatever the file's type."""
