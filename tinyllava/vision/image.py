@@ -1,0 +1,220 @@
+"""A picture file becomes pixels: decode, pad, resize, normalise.
+
+Pixels are uint8 (height, width, 3) in red, green, blue until `normalise` makes them floats. Resizing is
+Pillow's own, because LLaVA was trained on what Pillow's filters give: they antialias, and they round to
+8 bits after the horizontal and after the vertical pass.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava.errors import PictureError
+from tinyllava.profile import Colour, Resample
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+Pixels = npt.NDArray[np.uint8]  # (h, w, 3)
+Source = Union[str, Path, bytes, "PILImage.Image"]
+
+# A megapixel is 3 MB here and 4 MB more in Pillow while it decodes. The largest phone cameras make 200.
+MAX_PIXELS = 200_000_000
+_pillow_lock = threading.Lock()
+
+
+class Size(NamedTuple):
+    """A size in pixels. Pillow, and LLaVA's pinpoints, say (width, height); everything here says this."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def size_of(rgb: Pixels) -> Size:
+    """The size of pixels (h, w, 3)."""
+    return Size(int(rgb.shape[0]), int(rgb.shape[1]))
+
+
+# ---- decode
+
+
+def read_size(source: Source) -> Size:
+    """The picture's size from its header alone, without decoding it. PictureError as for `decode`."""
+    with _pillow(_name(source)):
+        return _header_size(_open(source), _name(source))
+
+
+def decode(source: Source) -> Pixels:
+    """The pixels (h, w, 3) of a file, of a file's bytes, or of a Pillow image.
+
+    The rule is the original's ``Image.open(...).convert("RGB")``: the first frame of several, colours of
+    palettes looked up, CMYK converted, the colour under transparent pixels shown as it is stored, and a
+    camera's EXIF rotation not applied.
+
+    One departure: Pillow's convert() cuts 16-bit grey off at 255, so that X-rays and depth maps turn white.
+    Here their high byte is taken, which is what Pillow itself does with 16-bit colour.
+
+    Raises PictureError when the source is missing, broken, no picture, or has more than MAX_PIXELS pixels;
+    the last is known from the header, before memory is asked for.
+    """
+    where = _name(source)
+    with _pillow(where):
+        image = _open(source)
+        _header_size(image, where)
+        rgb = _to_rgb(image)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise PictureError(where, f"decodes to an array of shape {rgb.shape}", wanted="(height, width, 3)")
+    return rgb
+
+
+def _name(source: Source) -> str:
+    """What messages call the source."""
+    if isinstance(source, bytes):
+        return f"picture of {len(source)} bytes"
+    return str(source) if isinstance(source, (str, Path)) else "Pillow image"
+
+
+@contextmanager
+def _pillow(where: str) -> Iterator[None]:
+    """Run Pillow so that whatever it raises becomes a PictureError.
+
+    Its decoders raise almost anything on damaged bytes (struct.error, KeyError, ZeroDivisionError, ...), and
+    warn of oddities that do not matter here. Its limit on pixels is a global: it is lent ours for the
+    moment, since Pillow's own would refuse pictures of the largest phone cameras.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            yield
+        except PictureError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise PictureError(where, f"too large: {error}", hint=_TOO_LARGE) from None
+        except UnidentifiedImageError:
+            raise PictureError(where, "not a picture in a format that Pillow opens") from None
+        except MemoryError:
+            raise PictureError(where, "not enough memory to decode the picture") from None
+        except Exception as error:
+            raise PictureError(where, f"broken picture ({error or type(error).__name__})") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+_TOO_LARGE = "Scale the picture down first"
+
+
+def _open(source: Source) -> PILImage.Image:
+    """The picture with its header read and its pixels not yet decoded."""
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, bytes):
+        if not source:
+            raise PictureError("picture", "no bytes at all")
+        return Image.open(io.BytesIO(source))
+    path = Path(source)
+    if str(source).startswith(("http://", "https://")):
+        raise PictureError(source, "an address, not a file", hint="Download the picture first")
+    if path.is_dir():
+        raise PictureError(path, "a directory", wanted="a picture file")
+    if not path.is_file():
+        found = "not a regular file" if path.exists() else "no such file"
+        raise PictureError(path, found, wanted="a picture file")
+    if path.stat().st_size == 0:
+        raise PictureError(path, "the file is empty", wanted="a picture file")
+    return Image.open(io.BytesIO(path.read_bytes()))  # from memory, so that no file stays open
+
+
+def _header_size(image: PILImage.Image, where: str) -> Size:
+    """The size, if it is safe to decode."""
+    size = Size(image.height, image.width)
+    if size.height < 1 or size.width < 1:
+        raise PictureError(where, f"a picture of {size} pixels", wanted="at least 1x1")
+    if size.height * size.width > MAX_PIXELS:
+        megapixels = f"{size} is {size.height * size.width / 1e6:.0f} megapixels"
+        raise PictureError(where, megapixels, wanted=f"at most {MAX_PIXELS // 1_000_000}", hint=_TOO_LARGE)
+    return size
+
+
+def _to_rgb(image: PILImage.Image) -> Pixels:
+    """Pillow's image as pixels (h, w, 3). Modes "I" and "I;16*" are how Pillow holds 16-bit grey."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.clip(np.asarray(image), 0, 0xFFFF)  # (h, w)
+        high_byte = (grey.astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(high_byte[:, :, None], 3, axis=2)  # (h, w, 3)
+    return np.array(image.convert("RGB"))  # (h, w, 3), a copy of its own
+
+
+# ---- pad, resize, crop
+
+
+def pad_to(rgb: Pixels, size: Size, colour: Colour) -> Pixels:
+    """The picture in the middle of a larger one: (h, w, 3) -> (size.height, size.width, 3).
+
+    The place is rounded down, so an odd pixel of padding is on the right or below.
+    """
+    height, width = size_of(rgb)
+    top, left = (size.height - height) // 2, (size.width - width) // 2
+    canvas = np.empty((size.height, size.width, 3), np.uint8)
+    canvas[:] = colour
+    canvas[top : top + height, left : left + width] = rgb
+    return canvas
+
+
+def pad_to_square(rgb: Pixels, colour: Colour) -> Pixels:
+    """(h, w, 3) -> (s, s, 3) with s = max(h, w), the picture in the middle (mm_utils.py, expand2square)."""
+    side = max(size_of(rgb))
+    return pad_to(rgb, Size(side, side), colour)
+
+
+def resize(rgb: Pixels, size: Size, resample: Resample = "bicubic") -> Pixels:
+    """Pillow's resize: (h, w, 3) -> (size.height, size.width, 3). The same size is a copy, bit for bit."""
+    from PIL import Image
+
+    image = Image.fromarray(rgb).resize((size.width, size.height), Image.Resampling[resample.upper()])
+    return np.array(image)
+
+
+def crop_centre(rgb: Pixels, size: Size) -> Pixels:
+    """The middle of a picture: (h, w, 3) -> (size.height, size.width, 3), its place rounded down."""
+    height, width = size_of(rgb)
+    top, left = (height - size.height) // 2, (width - size.width) // 2
+    return rgb[top : top + size.height, left : left + size.width]
+
+
+# ---- normalise
+
+
+def normalise(rgb: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
+    """(h, w, 3) in 0..255 -> (3, h, w): (value / 255 - mean) / std for each colour.
+
+    The order of roundings is CLIPImageProcessor's (transformers 4.37), so the result is equal to the last
+    bit: the product with 1/255 is rounded to float32, and so are the difference and the quotient.
+    """
+    scaled = (rgb.astype(np.float64) * (1 / 255)).astype(np.float32)
+    normal = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))  # (3, h, w)
+
+
+def mean_colour(mean: Sequence[float]) -> Colour:
+    """The colour that normalises to about zero: int(255 * mean), e.g. (122, 116, 104) for CLIP."""
+    red, green, blue = (int(m * 255) for m in mean)
+    return red, green, blue
+
+
