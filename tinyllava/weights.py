@@ -60,6 +60,7 @@ def load_weights(
     file: GGUFFile,
     config: object,
     ops: Ops,
+    /,
     *,
     prefix: str = "",
     rename: Callable[[str], str] = lambda name: name,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
     from tinyllava.ops import RopeKind
 
-# Which features RoPE pairs belongs to the architecture (llama.cpp, src/llama-model.cpp: llama_model_rope_type).
+# Which features RoPE pairs belongs to the architecture (llama.cpp: llama_model_rope_type).
 # For "llama" the converters have permuted wq and wk so that pairs are neighbours; for "qwen2" they have not.
 ROPE_KINDS: dict[str, RopeKind] = {"llama": "norm", "qwen2": "neox"}
 

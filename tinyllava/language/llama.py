@@ -40,6 +40,9 @@ class Layer:
     ffn_gate: Matrix = matrix("n_ff", "n_embd")
     ffn_up: Matrix = matrix("n_ff", "n_embd")
     ffn_down: Matrix = matrix("n_embd", "n_ff")
+    ffn_gate_bias: Array | None = vector("n_ff", name="ffn_gate.bias", optional=True)
+    ffn_up_bias: Array | None = vector("n_ff", name="ffn_up.bias", optional=True)
+    ffn_down_bias: Array | None = vector("n_embd", name="ffn_down.bias", optional=True)
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,10 @@ def attend(q: Array, k: Array, v: Array, layer: Layer, ops: Ops, tap: Tap) -> Ar
 
 def feed_forward(x: Array, layer: Layer, ops: Ops, tap: Tap) -> Array:
     """down(silu(gate(x)) * up(x)): x (n, d) -> (n, d)."""
-    gate = tap("ffn_gate", ops.linear(x, layer.ffn_gate))  # (n, n_ff)
-    up = tap("ffn_up", ops.linear(x, layer.ffn_up))  # (n, n_ff)
+    gate = tap("ffn_gate", ops.linear(x, layer.ffn_gate, layer.ffn_gate_bias))  # (n, n_ff)
+    up = tap("ffn_up", ops.linear(x, layer.ffn_up, layer.ffn_up_bias))  # (n, n_ff)
     hidden = tap("ffn_swiglu", ops.swiglu(gate, up))  # (n, n_ff)
-    return tap("ffn_down", ops.linear(hidden, layer.ffn_down))  # (n, d)
+    return tap("ffn_down", ops.linear(hidden, layer.ffn_down, layer.ffn_down_bias))  # (n, d)
 
 
 def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Array, Array]:

@@ -1,7 +1,8 @@
 """Loops over block-quantized rows, compiled by Numba. Nothing but loops: buffers and threads are numba_ops's.
 
-For each block format a function ``unpack_*(raw, y)`` turns one row of blocks (bytes) into float32; its reference is the same format's dequantizer in quant/. ``unpack_row`` chooses among them by the format's
-index in FORMATS, once a row, and two drivers call it:
+For each block format a function ``unpack_*(raw, y)`` turns one row of blocks (bytes) into float32; its reference
+is the same format's dequantizer in quant/. ``unpack_row`` chooses among them by the format's index in FORMATS,
+once a row, and two drivers call it:
 
     unpack_rows    rows lo..hi of a matrix -> float32, which prefill hands to sgemm piece by piece
     dot_rows       y[:, lo..hi] = x @ W[lo..hi]^T, one unpacked row at a time: each block is read once and no
@@ -149,7 +150,7 @@ def unpack_q3_k(raw: Bytes, y: Floats) -> None:
 
 @kernel
 def scale_and_min(raw: Bytes, at: int, j: int) -> tuple[int, int]:
-    """Scale and minimum number j of Q4_K and Q5_K: eight pairs of 6 bits, packed in the 12 bytes at ``at``."""
+    """Scale and minimum number j of Q4_K and Q5_K: eight pairs of 6 bits, packed in 12 bytes at ``at``."""
     if j < 4:
         return raw[at + j] & 63, raw[at + 4 + j] & 63
     low = raw[at + 4 + j]

@@ -50,7 +50,7 @@ class NumbaOps(NumpyOps):
         self._piece = np.empty(0, np.float32)
 
     def matrix(self, tensor: Tensor) -> Matrix:
-        """Hold a 2-D tensor (d_out, d_in) in its blocks, F32 as a view, formats without a kernel as the reference."""
+        """Hold a 2-D tensor (d_out, d_in) in its blocks, F32 as a view; what has no kernel as the reference."""
         if tensor.type == "F32":
             floats = np.asarray(tensor.raw).view("<f4").reshape(tensor.shape)
             return DenseMatrix(tensor, floats)

@@ -1,0 +1,288 @@
+"""LLaVA: the join of an image encoder and a language model.
+
+    picture --vision tower--> features --projector--> embeddings \
+                                                                  > one row of embeddings --> LLaMA --> words
+    text ----tokenizer------> ids ------embedding table---------/
+
+A picture's embeddings stand in the prompt where the picture does; from there on they are tokens like others.
+(Liu et al. 2023, "Visual Instruction Tuning"; in the original, prepare_inputs_labels_for_multimodal.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava.errors import ModelError, UsageError
+from tinyllava.files.gguf import GGUFFile, open_gguf
+from tinyllava.language import llama as language
+from tinyllava.language.cache import KVCache
+from tinyllava.language.config import read_config
+from tinyllava.ops import Array, Ops, select
+from tinyllava.profile import Profile, profile
+from tinyllava.text.tokenizer import Tokenizer
+from tinyllava.trace import NULL, Tap
+from tinyllava.vision.anyres import PicturePlan, make_tiles, merge, plan_picture
+from tinyllava.vision.clip import VisionConfig, VisionWeights, encode_tile, load_vision
+from tinyllava.vision.image import Pixels, Source, decode, size_of
+from tinyllava.vision.projector import ProjectorWeights, load_projector, project
+
+if TYPE_CHECKING:
+    from tinyllava.generate import Plan, Result, Stream
+    from tinyllava.text.sampling import Sampling
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+PathLike = str | Path
+
+
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """The progress callback of those who do not watch."""
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """An mmproj file, loaded: vision tower and projector."""
+
+    path: Path
+    config: VisionConfig
+    weights: VisionWeights
+    projector: ProjectorWeights
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model's file, loaded."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tokenizer: Tokenizer
+    llama: language.Llama
+
+
+def load(
+    model: PathLike | None = None,
+    mmproj: PathLike | None = None,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    n_ctx: int | None = None,
+    n_batch: int = 512,
+    dtype: str = "float32",
+    compat: str = "llava",
+) -> LLaVA:
+    """Load a GGUF pair; neither given means the embedded demo pair.
+
+    A language model alone answers text; an mmproj alone encodes pictures. Weights stay memory-mapped.
+
+    backend  "numpy" (the reference), "numba", or "auto" (the fastest that computes in ``dtype``)
+    threads  for the backend; None: the physical cores
+    n_ctx    the most tokens that a prompt and its answer may take together; None: what the model was trained for
+    n_batch  tokens of a prompt processed at once
+    dtype    "float32", or "float64" with the numpy backend: the truth that errors are measured against
+    compat   the profile (profile.py): whose choices to follow where implementations of LLaVA differ
+
+    Raises FileError, ModelError or UsageError, each one line that says what to do.
+    """
+    started = time.perf_counter()
+    if n_ctx is not None and n_ctx < 1:
+        raise UsageError("n_ctx", str(n_ctx), wanted="1 or more")
+    if n_batch < 1:
+        raise UsageError("n_batch", str(n_batch), wanted="1 or more")
+    if model is None and mmproj is None:
+        from tinyllava import demo
+
+        model, mmproj = demo.MODEL, demo.MMPROJ
+    choices = profile(compat)
+    ops = select(backend, dtype=dtype, threads=threads)
+    llava = LLaVA(
+        ops,
+        choices,
+        text=None if model is None else _load_language(open_gguf(model), ops),
+        vision=None if mmproj is None else _load_vision(open_gguf(mmproj), choices, ops),
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+    )
+    llava.load_s = time.perf_counter() - started
+    return llava
+
+
+def _load_language(file: GGUFFile, ops: Ops) -> LanguageModel:
+    config = read_config(file)
+    tokenizer = Tokenizer.from_gguf(file)
+    if tokenizer.n_vocab > config.n_vocab:
+        found = f"{tokenizer.n_vocab} tokens but {config.n_vocab} rows in token_embd.weight"
+        raise ModelError(file.path, found, wanted="a row for each token")
+    return LanguageModel(file.path, file.metadata, tokenizer, language.load_llama(file, config, ops))
+
+
+def _load_vision(file: GGUFFile, choices: Profile, ops: Ops) -> VisionModel:
+    config = VisionConfig.from_gguf(file, choices)
+    return VisionModel(file.path, config, load_vision(file, config, ops), load_projector(file, config, ops))
+
+
+class LLaVA:
+    """A loaded pair. Made by :func:`load`; a context manager, though closing is not needed."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        choices: Profile,
+        *,
+        text: LanguageModel | None,
+        vision: VisionModel | None,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+    ) -> None:
+        _check_pair(text, vision)
+        self.ops = ops
+        self.profile = choices
+        self.text = text
+        self.vision = vision
+        self.n_batch = n_batch
+        self.n_ctx = n_ctx or (text.llama.config.n_ctx_train if text else 0)
+        self.load_s = 0.0
+
+    # ---- what the parts can do alone
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.language.tokenizer
+
+    @property
+    def language(self) -> LanguageModel:
+        """The language model. UsageError if none was loaded."""
+        if self.text is None:
+            raise UsageError("model", "none given", wanted="a language model", hint="Give one with -m")
+        return self.text
+
+    @property
+    def eye(self) -> VisionModel:
+        """The image encoder. UsageError if none was loaded."""
+        if self.vision is None:
+            hint = "Give the image encoder's file with --mmproj"
+            raise UsageError("mmproj", "none given", wanted="an image encoder, to read a picture", hint=hint)
+        return self.vision
+
+    def plan_image(self, rgb: Pixels) -> PicturePlan:
+        """How a decoded picture will be tiled, and the tokens it will take."""
+        return plan_picture(size_of(rgb), self.eye.config, self.profile)
+
+    def encode_image(
+        self, source: Source, *, tap: Tap = NULL, progress: Progress = no_progress
+    ) -> npt.NDArray[np.float32]:
+        """A picture (path, bytes, Pillow image) -> its embeddings, float32 (n_tokens, n_embd)."""
+        rgb = decode(source)
+        return np.asarray(self.ops.numpy(self.encode_pixels(rgb, tap, progress)), dtype=np.float32)
+
+    def encode_pixels(self, rgb: Pixels, tap: Tap = NULL, progress: Progress = no_progress) -> Array:
+        """Decoded pixels (h, w, 3) -> embeddings (n_tokens, n_embd), in the backend's array and dtype."""
+        eye, ops = self.eye, self.ops
+        plan = plan_picture(size_of(rgb), eye.config, self.profile)
+        tiles = tap("pixels", make_tiles(rgb, plan, eye.config, self.profile))  # (n_tiles, 3, H, W)
+        features = []
+        for done, tile in enumerate(tiles):
+            progress("picture", done, len(tiles))
+            x = encode_tile(tile, eye.weights, eye.config, ops, tap.at("vit"))  # (n_patches, n_embd of the tower)
+            features.append(project(x, eye.projector, ops, tap.at("mm")))  # (n_patches, n_embd)
+        progress("picture", len(tiles), len(tiles))
+        return tap("image_tokens", merge(np.stack(features), plan, eye.projector.image_newline))
+
+    def logits(self, ids: Sequence[int], *, tap: Tap = NULL) -> npt.NDArray[np.float32]:
+        """The logits after each of ``ids`` (n,), read as one text -> (n, n_vocab), in the backend's dtype."""
+        llama = self.language.llama
+        if len(ids) == 0:
+            raise UsageError("ids", "no tokens", wanted="at least one")
+        bad = [i for i in ids if not 0 <= i < llama.config.n_vocab]
+        if bad:
+            raise UsageError("ids", f"token {bad[0]}", wanted=f"0..{llama.config.n_vocab - 1}")
+        cache = KVCache(llama.config, len(ids), self.ops)
+        at = tap.at("llm")
+        rows = []
+        for piece in self.chunks(language.embed(list(ids), llama, self.ops)):
+            x = language.forward(piece, llama, cache, self.ops, at)  # (piece, n_embd)
+            rows.append(self.ops.numpy(language.unembed(x, llama, self.ops, at)))  # (piece, n_vocab)
+        return np.concatenate(rows)
+
+    def chunks(self, x: Array) -> list[Array]:
+        """Embeddings (n, n_embd) in pieces of at most n_batch tokens."""
+        return [x[start : start + self.n_batch] for start in range(0, len(x), self.n_batch)]
+
+    # ---- the whole: generate.py
+
+    def plan(
+        self, prompt: str, images: Sequence[Source] = (), *, max_tokens: int = 256, template: str = "auto"
+    ) -> Plan:
+        """What a prompt and its pictures will be and need, before any work. ContextError if it does not fit."""
+        from tinyllava.generate import make_plan
+
+        return make_plan(self, prompt, images, max_tokens=max_tokens, template=template)
+
+    def stream(
+        self,
+        prompt: str,
+        images: Sequence[Source] = (),
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        *,
+        template: str = "auto",
+        progress: Progress = no_progress,
+    ) -> Stream:
+        """Iterate over the answer's text as it is made, never half a character; ``.result`` comes at the end.
+
+        ``sampling`` defaults to greedy. See :meth:`generate`.
+        """
+        from tinyllava.generate import Stream
+        from tinyllava.text.sampling import Sampling
+
+        plan = self.plan(prompt, images, max_tokens=max_tokens, template=template)
+        return Stream(self, plan, sampling or Sampling(temperature=0.0), progress)
+
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[Source] = (),
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        *,
+        template: str = "auto",
+        progress: Progress = no_progress,
+    ) -> Result:
+        """Answer ``prompt`` about ``images``.
+
+        Without ``<image>`` in it, the prompt is a question that ``template`` wraps; with it, it is the whole text
+        and each ``<image>`` stands for the next picture. ``sampling`` defaults to greedy. Raises UsageError,
+        PictureError or ContextError before any work.
+        """
+        answer = self.stream(prompt, images, max_tokens, sampling, template=template, progress=progress)
+        for _ in answer:
+            pass
+        return answer.result
+
+    def __enter__(self) -> LLaVA:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def _check_pair(text: LanguageModel | None, vision: VisionModel | None) -> None:
+    """ModelError unless the projector's width is the language model's."""
+    if text is None or vision is None:
+        return
+    width, wanted = vision.config.n_embd_llm, text.llama.config.n_embd
+    if width != wanted:
+        raise ModelError(
+            vision.path,
+            f"projects to {width} features, but {text.path} reads {wanted}",
+            wanted="two files of one model",
+            hint="Take both files from the same conversion",
+        )
