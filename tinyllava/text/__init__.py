@@ -1,0 +1,1 @@
+"""Words in, words out: tokenizers, prompt templates, and the choice of the next token."""
