@@ -4,20 +4,19 @@ A GGUF file, version 2 or 3 (docs/gguf.md of the ggml project):
 
     "GGUF"  u32 version  u64 n_tensors  u64 n_keys
     n_keys    times   string key, u32 value type, value          (metadata)
-    n_tensors times   string name, u32 n_dims, u64 dims[n_dims], u32 block type, u64 offset
+    n_tensors times   string name, u32 n_dims, u64 dims[n_dims], u32 type, u64 offset
     zeros up to a multiple of the alignment
     tensor data, each tensor at its offset from here, offsets multiples of the alignment
 
 A string is a u64 length and UTF-8 bytes; an array is a u32 value type, a u64 count and the values. ``dims``
-run from the fastest-varying one to the slowest, so NumPy's shape is their reverse. Version 3 differs from 2 in
-that a file may be big-endian throughout: its version word then reads as 0x03000000.
+run from the fastest-varying one to the slowest, so NumPy's shape is their reverse. Version 3 differs from 2
+in that a file may be big-endian throughout: its version word then reads as 0x03000000.
 """
 
 from __future__ import annotations
 
 import mmap
 import stat
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -29,19 +28,20 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.errors import FileError
-from tinyllava.files.metadata import MAX_HEADER, Cursor
+from tinyllava.files.metadata import AGAIN, Cursor
 from tinyllava.files.sniff import HEAD, looks_like
 from tinyllava.quant.blocks import TYPES, by_id, dequantize, swap_bytes
 
+MAX_KEYS = 1 << 16
+MAX_TENSORS = 1 << 16  # the largest models have a few thousand
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = 1 << 60  # a tensor without elements must not claim a row count that NumPy cannot hold
 DEFAULT_ALIGNMENT = 32  # bytes, where general.alignment is absent
-AGAIN = "Download or convert it again"
 
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A named array in the file, still in blocks. ``shape`` is NumPy's order: slowest-varying dimension first."""
+    """A named array in the file, still in blocks. ``shape`` is in NumPy's order: the slowest axis first."""
 
     name: str
     type: str
@@ -72,18 +72,20 @@ class Tensor:
 
     @property
     def raw(self) -> npt.NDArray[np.uint8]:
-        """Little-endian blocks (n_rows, row_bytes): a read-only view of the mapping; of a big-endian file, a copy."""
+        """Little-endian blocks (n_rows, row_bytes): ``stored``, or of a big-endian file a copy."""
         return self._little_endian(self.stored)
 
     def as_matrix(self) -> Tensor:
-        """The same tensor seen as a matrix (shape[0], all the rest): a patch convolution's kernel, for one."""
+        """The same tensor seen as a matrix (shape[0], all the rest), as of a patch convolution."""
         return replace(self, shape=(self.shape[0], prod(self.shape[1:])))
 
     def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        """The weights as an array of ``shape``. It takes 4 (or 8) bytes a weight, whatever the file's type."""
+        """The weights as an array of ``shape``: 4 (or 8) bytes a weight, whatever the file takes for it."""
         return dequantize(self.type, self.raw, dtype).reshape(self.shape)
 
-    def rows(self, ids: Iterable[int] | npt.NDArray[Any], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    def rows(
+        self, ids: Iterable[int] | npt.NDArray[Any], dtype: npt.DTypeLike = np.float32
+    ) -> npt.NDArray[Any]:
         """Weights of some rows of a matrix, (len(ids), n_cols). IndexError for a row that is not there."""
         index = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < self.n_rows:
@@ -138,14 +140,14 @@ def n_parameters(file: GGUFFile) -> int:
 def open_gguf(path: str | Path) -> GGUFFile:
     """Open a GGUF file of version 2 or 3. FileError if it is anything else, or says what cannot be.
 
-    Time and memory are proportional to the metadata, of which ``MAX_HEADER`` bytes are read at most.
+    Time and memory are proportional to the metadata, of which metadata.py reads ``MAX_HEADER`` bytes at most.
     """
     path = Path(path)
     mapping = _map(path)
     version, byte_order = _version(path, mapping)
     cursor = Cursor(path, mapping, byte_order, position=8)
-    n_tensors = cursor.count("tensors", at_least=8 + 4 + 4 + 8)
-    n_keys = cursor.count("metadata keys", at_least=8 + 4 + 1)
+    n_tensors = cursor.count("tensors", at_least=8 + 4 + 4 + 8, at_most=MAX_TENSORS)
+    n_keys = cursor.count("metadata keys", at_least=8 + 4 + 1, at_most=MAX_KEYS)
     metadata: dict[str, Any] = {}
     for _ in range(n_keys):
         key, value = cursor.key_value()
@@ -210,17 +212,16 @@ def _read_tensors(cursor: Cursor, file: GGUFFile, n_tensors: int) -> None:
             raise FileError(file.path, f"tensor {name!r} stands twice", hint=AGAIN)
         tensor = Tensor(name, kind, shape, data_start + offset, file)
         if offset % file.alignment:
-            wanted = f"a multiple of {file.alignment}"
+            wanted = f"a multiple of the alignment {file.alignment}"
             raise FileError(f"{file.path}: {name}", f"starts at offset {offset}", wanted=wanted, hint=AGAIN)
         if tensor.start + tensor.nbytes > file.size:
-            found = f"ends at byte {tensor.start + tensor.nbytes} of a file of {file.size} bytes"
-            hint = f"The file is truncated: {AGAIN[0].lower() + AGAIN[1:]}"
-            raise FileError(f"{file.path}: {name}", found, hint=hint)
+            found = f"truncated: ends at byte {tensor.start + tensor.nbytes} of a file of {file.size} bytes"
+            raise FileError(f"{file.path}: {name}", found, wanted="a whole GGUF file", hint=AGAIN)
         file.tensors[name] = tensor
 
 
 def _tensor_info(cursor: Cursor, file: GGUFFile) -> tuple[str, str, tuple[int, ...], int]:
-    """(name, block type, shape, offset) of one tensor. FileError if its row is not a whole number of blocks."""
+    """(name, block type, shape, offset) of one tensor. FileError if its rows are not whole blocks."""
     name = cursor.string("tensor name")
     where = f"{file.path}: {name}"
     n_dims = cursor.number("u4")
@@ -230,10 +231,10 @@ def _tensor_info(cursor: Cursor, file: GGUFFile) -> tuple[str, str, tuple[int, .
     kind = by_id(cursor.number("u4"), where)
     offset = cursor.number("u8")
     if prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
-        raise FileError(where, f"shape {shape}", wanted="a tensor that fits in memory", hint=AGAIN)
+        raise FileError(where, f"shape {shape}", wanted="one that fits in memory", hint=AGAIN)
     if shape and shape[-1] % kind.block_size:
         wanted = f"a multiple of {kind.block_size} for {kind.name}"
         raise FileError(where, f"rows of {shape[-1]} weights", wanted=wanted, hint=AGAIN)
     if not shape and not kind.is_scalar:
-        raise FileError(where, f"a single number of type {kind.name}", wanted="a plain number type", hint=AGAIN)
+        raise FileError(where, f"one number of type {kind.name}", wanted="a plain type", hint=AGAIN)
     return name, kind.name, shape, offset

@@ -65,7 +65,7 @@ def _looks_like_text(head: bytes) -> tuple[str, str]:
         return "a web page, such as a server's error message", _HINTS["download"]
     if start.startswith((b"{", b"[")):
         return "a JSON file", ""
-    text = head.decode("utf-8", "replace")
-    if text.rstrip("\ufffd").isprintable() or b"\n" in head and "\0" not in text and "\ufffd" not in text[:-3]:
+    text = head.decode("utf-8", "replace").rstrip("\ufffd")  # the head may end inside a character
+    if all(character.isprintable() or character in "\t\r\n" for character in text) and "\ufffd" not in text:
         return "a text file", ""
     return f"a file that starts with {head[:4]!r}", ""

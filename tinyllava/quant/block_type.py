@@ -81,7 +81,7 @@ def declare(
     """Add a format to the registry. Its fields must fill ``nbytes`` exactly: checked at import."""
     kind = BlockType(name, id, size, nbytes, tuple(fields), formula)
     if kind.dtype.itemsize != nbytes or name in REGISTRY or any(t.id == id for t in REGISTRY.values()):
-        raise TypeError(f"{name}: fields take {kind.dtype.itemsize} bytes, declared {nbytes} (or declared twice)")
+        raise TypeError(f"{name}: {kind.dtype.itemsize} bytes of fields, {nbytes} declared; or named twice")
     REGISTRY[name] = kind
     return kind
 
@@ -113,9 +113,11 @@ def planes(packed: npt.NDArray[Any], group: int, bits: int, count: int | None = 
 
     ``count`` defaults to all that fit in a word.
     """
-    width = packed.dtype.itemsize * 8
-    shifts = np.arange(width // bits if count is None else count, dtype=packed.dtype) * packed.dtype.type(bits)
+    word = packed.dtype.type
+    count = packed.dtype.itemsize * 8 // bits if count is None else count
+    shifts = np.arange(count, dtype=word)[:, None] * word(bits)  # (count, 1)
     groups = packed.reshape(len(packed), -1, 1, group)  # (n_blocks, n // group, 1, group)
-    numbers = (groups >> shifts[:, None]) & packed.dtype.type((1 << bits) - 1)  # (n_blocks, n // group, count, group)
+    mask = word((1 << bits) - 1)
+    numbers: npt.NDArray[Any] = groups >> shifts & mask  # (n_blocks, n // group, count, group)
     return numbers.reshape(len(packed), -1)  # (n_blocks, n * count)
 

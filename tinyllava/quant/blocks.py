@@ -43,16 +43,19 @@ def by_id(number: int, where: object = "block type") -> BlockType:
         return kind
     if number in REMOVED:
         name, successor = REMOVED[number]
-        found, hint = f"block type {number} is {name}, which GGUF has dropped", f"Quantize the model again, as {successor}"
+        found = f"block type {number} is {name}, which GGUF has dropped"
+        hint = f"Quantize the model again, as {successor}"
     else:
         found, hint = f"unknown block type {number}", "The file is damaged, or newer than this tinyllava"
-    raise FileError(where, found, wanted=f"one of {', '.join(TYPES)}", hint=hint)
+    raise FileError(where, found, wanted="a type of today's ggml.h, such as F16 or Q4_K", hint=hint)
 
 
-def dequantize(type_name: str, raw: npt.NDArray[np.uint8], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+def dequantize(
+    type_name: str, raw: npt.NDArray[np.uint8], dtype: npt.DTypeLike = np.float32
+) -> npt.NDArray[Any]:
     """Weights (n_rows, n_cols) of little-endian blocks (n_rows, row_bytes).
 
-    The float32 value is the weight, by definition of the formats, and is equal to that of gguf and ggml bit for
+    The float32 value is the weight, by definition of the formats, and equals that of gguf and ggml bit for
     bit; dtype=float64 holds the same values (formats of plain numbers convert directly, so F64 keeps all its
     digits). Works through the blocks in pieces of at most ``CHUNK`` weights, so that it needs little memory
     beyond its result. ValueError if ``row_bytes`` is not a whole number of blocks, FileError for a format

@@ -32,7 +32,8 @@ EVEN_SIGNS = _SEVEN_BITS | _ODD << np.uint8(7)  # (128,)
 
 def _signs(packed: Numbers) -> npt.NDArray[np.float32]:
     """Sign bytes (n_blocks, 32) to +1 and -1 (n_blocks, 256); a set bit is a minus, lowest bit first."""
-    return F32(1) - F32(2) * planes(packed, 1, 1).astype(F32)
+    negative = planes(packed, 1, 1)  # (n_blocks, 256)
+    return np.where(negative, F32(-1), F32(1))
 
 
 def _by_group(d: Numbers, values: Numbers) -> Weights:
@@ -56,7 +57,8 @@ def iq2_xxs(b: Blocks) -> Weights:
 
 def _iq2_scales(b: Blocks) -> npt.NDArray[np.float32]:
     """d * (0.5 + s) * 0.25 for 16 groups of 16 weights, a nibble s each: (n_blocks, 16)."""
-    return scale(b["d"]) * (F32(0.5) + planes(b["scales"], 1, 4)) * F32(0.25)
+    s = planes(b["scales"], 1, 4).astype(F32)  # (n_blocks, 16)
+    return scale(b["d"]) * (F32(0.5) + s) * F32(0.25)
 
 
 @block("IQ2_XS", id=17, size=256, nbytes=74, fields=[("d", "<f2"), ("qs", "<u2", 32), ("scales", "u1", 8)])
@@ -93,7 +95,7 @@ def iq3_xxs(b: Blocks) -> Weights:
     fields=[("d", "<f2"), ("qs", "u1", 64), ("qh", "u1", 8), ("signs", "u1", 32), ("scales", "u1", 4)],
 )  # fmt: skip
 def iq3_s(b: Blocks) -> Weights:
-    """w = d * (1 + 2 s) * point * sign: 9-bit indices (the ninth in ``qh``), 8 groups with a nibble s each."""
+    """w = d * (1 + 2 s) * point * sign: 9-bit indices, the ninth in ``qh``; 8 groups with a nibble s each."""
     index = b["qs"] | planes(b["qh"], 1, 1).astype(np.uint16) << np.uint16(8)  # (n_blocks, 64)
     d = scale(b["d"]) * (1 + 2 * planes(b["scales"], 1, 4))  # (n_blocks, 8)
     return _by_group(d, points("IQ3_S")[index]) * _signs(b["signs"])
@@ -117,8 +119,8 @@ def iq1_s(b: Blocks) -> Weights:
 def iq1_m(b: Blocks) -> Weights:
     """IQ1_S with 16 groups of 16 weights, and a delta for each point of 8.
 
-    A nibble of ``qh`` is the upper 3 bits of an index and the sign of delta. A word of ``scales`` is 4 scales of
-    3 bits; the 4 bits left over in each of the 4 words make up the float16 ``d``, lowest nibble first.
+    A nibble of ``qh`` is the upper 3 bits of an index and the sign of delta. A word of ``scales`` is 4 scales
+    of 3 bits; the 4 bits left over in each of the 4 words make up the float16 ``d``, lowest nibble first.
     """
     nibbles = planes(b["qh"], 1, 4).astype(np.uint16)  # (n_blocks, 32)
     index = b["qs"] | (nibbles & np.uint16(7)) << np.uint16(8)  # (n_blocks, 32)
@@ -132,7 +134,8 @@ def iq1_m(b: Blocks) -> Weights:
 @block("IQ4_NL", id=20, size=32, nbytes=18, fields=[("d", "<f2"), ("qs", "u1", 16)])
 def iq4_nl(b: Blocks) -> Weights:
     """w = d * value[q], nibbles as in Q4_0."""
-    return scale(b["d"]) * IQ4_VALUES[planes(b["qs"], 16, 4)]
+    w: Weights = scale(b["d"]) * IQ4_VALUES[planes(b["qs"], 16, 4)]
+    return w
 
 
 @block(

@@ -1,9 +1,9 @@
 """The grids of the IQ formats: which points a codebook index stands for. Data, with its decoder.
 
-Each grid is a set of points with 4 or 8 coordinates, each coordinate one of 3 or 8 levels (``iq2xxs_grid`` and
-its kin in ggml-common.h; they were found by clustering, so no rule makes them). A point is written as a number
-in base ``len(levels)``, first coordinate in the lowest digit, and a grid lists its points in ascending order of
-that number. So a grid is a plain set of numbers, kept as one bit for each possible number (bit c % 8 of byte
+Each grid is a set of points with 4 or 8 coordinates, each coordinate one of 3 or 8 levels (``iq2xxs_grid``
+and its kin in ggml-common.h; no rule is known that would make them). A point is written as a number in base
+``len(levels)``, first coordinate in the lowest digit, and a grid lists its points in ascending order of that
+number. So a grid is a plain set of numbers, kept as one bit for each possible number (bit c % 8 of byte
 c // 8 says whether c is in the grid), the bytes in base 85.
 """
 
@@ -31,7 +31,7 @@ def points(name: str) -> npt.NDArray[np.float32]:
     members = np.frombuffer(base64.b85decode(grid.members), np.uint8)
     numbers = np.flatnonzero(np.unpackbits(members, bitorder="little"))  # (n_points,)
     digits = numbers[:, None] // base ** np.arange(grid.n_coordinates) % base  # (n_points, n_coordinates)
-    table = np.array(grid.levels, np.float32)[digits]
+    table: npt.NDArray[np.float32] = np.array(grid.levels, np.float32)[digits]
     table.setflags(write=False)  # everyone shares it
     return table
 

@@ -1,4 +1,4 @@
-"""Formats whose weights are numbers times a scale: plain scalars, Q4_0 to Q8_0, the K-quants, ternary, 4-bit floats.
+"""Formats whose weights are numbers times a scale: scalars, Q4_0 to Q8_0, K-quants, ternary, 4-bit floats.
 
 A weight is ``d * q`` or ``d * q + m``: ``q`` a small integer, ``d`` and ``m`` shared by the weights of a
 block. The K-quants share twice: a block of 256 weights has float16 scales, and its 8 or 16 sub-blocks have
@@ -52,13 +52,15 @@ def q4_0(b: Blocks) -> Weights:
 @block("Q4_1", id=3, size=32, nbytes=20, fields=[("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
 def q4_1(b: Blocks) -> Weights:
     """w = d * q + m, nibbles as in Q4_0."""
-    return scale(b["d"]) * planes(b["qs"], 16, 4) + scale(b["m"])
+    w: Weights = scale(b["d"]) * planes(b["qs"], 16, 4) + scale(b["m"])
+    return w
 
 
 def _q5(b: Blocks) -> npt.NDArray[np.uint8]:
-    """5-bit numbers (n_blocks, 32): a nibble as in Q4_0, and above it bit j of the 32-bit word ``qh`` for weight j."""
+    """5-bit numbers (n_blocks, 32): nibbles as in Q4_0, and on top of number j bit j of the word ``qh``."""
     high = planes(b["qh"][:, None], 1, 1).astype(np.uint8)  # (n_blocks, 32)
-    return planes(b["qs"], 16, 4) | high << np.uint8(4)
+    q: npt.NDArray[np.uint8] = planes(b["qs"], 16, 4) | high << np.uint8(4)
+    return q
 
 
 @block("Q5_0", id=6, size=32, nbytes=22, fields=[("d", "<f2"), ("qh", "<u4"), ("qs", "u1", 16)])
@@ -93,10 +95,11 @@ declare("Q8_K", id=15, size=256, nbytes=292, fields=[("d", "<f4"), ("qs", "i1", 
     fields=[("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")],
 )  # fmt: skip
 def q2_k(b: Blocks) -> Weights:
-    """w = (d * s) * q - dmin * m: q of 2 bits; 16 sub-blocks, byte of ``scales`` = s (low nibble), m (high)."""
+    """w = (d * s) * q - dmin * m: q of 2 bits; 16 sub-blocks, s and m nibbles (low, high) of ``scales``."""
     s, m = b["scales"] & np.uint8(0x0F), b["scales"] >> np.uint8(4)  # (n_blocks, 16) each
     q = planes(b["qs"], 32, 2).reshape(-1, 16, 16)  # (n_blocks, sub-block, weight)
-    w = (scale(b["d"]) * s)[..., None] * q - (scale(b["dmin"]) * m)[..., None]  # (n_blocks, 16, 16)
+    d, dmin = (scale(b["d"]) * s)[..., None], (scale(b["dmin"]) * m)[..., None]  # (n_blocks, 16, 1) each
+    w: Weights = d * q - dmin  # (n_blocks, 16, 16)
     return w.reshape(-1, 256)
 
 
@@ -107,7 +110,7 @@ def q2_k(b: Blocks) -> Weights:
 def q3_k(b: Blocks) -> Weights:
     """w = (d * (s - 32)) * (q - 4): q of 3 bits, its highest in ``hmask``; 16 sub-blocks with s of 6 bits.
 
-    The scales' lower nibbles are the 16 nibbles of bytes 0..7, their upper 2 bits the 2-bit planes of bytes 8..11.
+    The scales' lower 4 bits are the 16 nibbles of bytes 0..7, their upper 2 bits the planes of bytes 8..11.
     """
     low = planes(b["scales"][:, :8], 8, 4)  # (n_blocks, 16)
     high = planes(b["scales"][:, 8:], 4, 2)  # (n_blocks, 16)
@@ -121,9 +124,9 @@ def q3_k(b: Blocks) -> Weights:
 def k_scales(packed: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """The 8 scales and 8 minima, of 6 bits each, from the 12 bytes of Q4_K and Q5_K: two (n_blocks, 8).
 
-    Bytes 0..3 hold scales 0..3 in their lower 6 bits, bytes 4..7 minima 0..3. Scales and minima 4..7 have their
-    lower 4 bits in bytes 8..11 (low nibble scale, high nibble minimum) and their upper 2 bits in the two bits
-    that bytes 0..7 left free (``get_scale_min_k4`` in ggml-quants.c).
+    Bytes 0..3 hold scales 0..3 in their lower 6 bits, bytes 4..7 minima 0..3. Scales and minima 4..7 have
+    their lower 4 bits in bytes 8..11 (low nibble scale, high nibble minimum) and their upper 2 bits in the
+    two bits that bytes 0..7 left free (``get_scale_min_k4`` in ggml-quants.c).
     """
     a, c, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]  # (n_blocks, 4) each
     s = np.concatenate([a & 0x3F, rest & 0x0F | (a >> 2) & 0x30], axis=1)  # (n_blocks, 8)
@@ -135,7 +138,8 @@ def _scale_and_min(b: Blocks, q: npt.NDArray[np.uint8]) -> Weights:
     """w = (d * s) * q - dmin * m over 8 sub-blocks of 32: what Q4_K and Q5_K share."""
     s, m = k_scales(b["scales"])
     q = q.reshape(-1, 8, 32)  # (n_blocks, sub-block, weight)
-    w: Weights = (scale(b["d"]) * s)[..., None] * q - (scale(b["dmin"]) * m)[..., None]  # (n_blocks, 8, 32)
+    d, dmin = (scale(b["d"]) * s)[..., None], (scale(b["dmin"]) * m)[..., None]  # (n_blocks, 8, 1) each
+    w: Weights = d * q - dmin  # (n_blocks, 8, 32)
     return w.reshape(-1, 256)
 
 
@@ -144,7 +148,7 @@ def _scale_and_min(b: Blocks, q: npt.NDArray[np.uint8]) -> Weights:
     fields=[("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)],
 )  # fmt: skip
 def q4_k(b: Blocks) -> Weights:
-    """w = (d * s) * q - dmin * m, q of 4 bits: 32 bytes hold two sub-blocks, low nibbles then high nibbles."""
+    """w = (d * s) * q - dmin * m, q of 4 bits: 32 bytes hold two sub-blocks, low nibbles, then high ones."""
     return _scale_and_min(b, planes(b["qs"], 32, 4))
 
 
@@ -192,13 +196,14 @@ def _trits(packed: npt.NDArray[np.uint8], group: int, count: int) -> npt.NDArray
     digit i is then the integer part of 3 * frac(byte * 3^i / 256), found with a multiplication and a shift.
     """
     powers = np.array([1, 3, 9, 27, 81], np.uint8)[:count, None]  # (count, 1)
-    fraction = packed.reshape(len(packed), -1, 1, group) * powers  # mod 256: (n_blocks, n // group, count, group)
-    return (fraction.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
+    groups = packed.reshape(len(packed), -1, 1, group)  # (n_blocks, n // group, 1, group)
+    fraction = (groups * powers).astype(np.uint16)  # (n_blocks, n // group, count, group), of bytes: mod 256
+    return (fraction * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)  # (n_blocks, n * count)
 
 
 @block("TQ1_0", id=34, size=256, nbytes=54, fields=[("qs", "u1", 48), ("qh", "u1", 4), ("d", "<f2")])
 def tq1_0(b: Blocks) -> Weights:
-    """w = d * (t - 1), t a base-3 digit: 5 digits in each of 32 + 16 bytes, 4 digits in each of the last 4."""
+    """w = d * (t - 1), t a base-3 digit: 5 digits in each of 32 + 16 bytes, 4 in each of the last 4."""
     parts = _trits(b["qs"][:, :32], 32, 5), _trits(b["qs"][:, 32:], 16, 5), _trits(b["qh"], 4, 4)
     t = np.concatenate(parts, axis=1)  # (n_blocks, 160 + 80 + 16)
     return scale(b["d"]) * (t.astype(np.int8) - np.int8(1))
@@ -229,7 +234,8 @@ def half_e8m0(e: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 @block("MXFP4", id=39, size=32, nbytes=17, fields=[("e", "u1"), ("qs", "u1", 16)])
 def mxfp4(b: Blocks) -> Weights:
     """w = 2^(e - 127) * E2M1[q], nibbles as in Q4_0."""
-    return half_e8m0(b["e"])[:, None] * E2M1_DOUBLED[planes(b["qs"], 16, 4)]
+    w: Weights = half_e8m0(b["e"])[:, None] * E2M1_DOUBLED[planes(b["qs"], 16, 4)]
+    return w
 
 
 def half_ue4m3(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
