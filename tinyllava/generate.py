@@ -1,0 +1,260 @@
+"""From a question and pictures to an answer: the plan, the prompt's embeddings, and the loop over tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tinyllava.errors import ContextError, UsageError
+from tinyllava.language.cache import KVCache
+from tinyllava.language.llama import embed, forward, unembed
+from tinyllava.text import prompt as prompts
+from tinyllava.text.prompt import ImageSlot, StopScanner, Template
+from tinyllava.text.sampling import Sampler, Sampling
+from tinyllava.text.tokenizer import TextStream
+from tinyllava.trace import NULL, Tap
+from tinyllava.vision.anyres import PicturePlan
+from tinyllava.vision.image import Pixels, Source, decode
+
+if TYPE_CHECKING:
+    from tinyllava.llava import LLaVA, Progress
+    from tinyllava.ops import Array
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a prompt will be and need. Made before any work, so that what cannot fit is refused at once."""
+
+    family: str  # "LLaVA-1.5", "LLaVA-1.6", or "text" for a prompt without pictures
+    template: str  # its name, or "none" for a full prompt
+    template_reason: str
+    stop_texts: tuple[str, ...]
+    parts: tuple[list[int] | ImageSlot, ...]  # token ids, and where the pictures stand among them
+    pixels: tuple[Pixels, ...]  # the decoded pictures, each (h, w, 3)
+    pictures: tuple[PicturePlan, ...]
+    max_tokens: int  # of the answer
+    n_ctx: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that the pictures take."""
+        return sum(picture.n_tokens for picture in self.pictures)
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The prompt's text tokens, without the pictures."""
+        return [i for part in self.parts if not isinstance(part, ImageSlot) for i in part]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All tokens of the prompt, those of the pictures included."""
+        return len(self.text_ids) + self.image_tokens
+
+    @property
+    def context_needed(self) -> int:
+        """Tokens that the prompt and the longest answer take together."""
+        return self.prompt_tokens + self.max_tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished answer."""
+
+    text: str
+    tokens: list[int]  # all that were sampled, the end token excepted
+    finish_reason: FinishReason
+    prompt_tokens: int  # those of the pictures included
+    image_tokens: int
+    timings: dict[str, float]  # seconds, and tokens a second
+    seed: int
+
+
+def make_plan(
+    llava: LLaVA, prompt: str, images: Sequence[Source], *, max_tokens: int, template: str
+) -> Plan:
+    """Read the prompt, decode the pictures, count. ``max_tokens`` below 0: all that the context has room for.
+
+    Raises UsageError for a prompt that is empty or does not match its pictures, PictureError, and ContextError
+    when prompt and answer exceed ``llava.n_ctx``.
+    """
+    tokenizer = llava.tokenizer
+    chosen, reason = _template(llava, template)
+    if prompts.is_full_prompt(prompt):
+        parts, sources = prompts.place_pictures(prompts.parse_full_prompt(prompt), images)
+        name, reason = "none", "the prompt says itself where its pictures go"
+    else:
+        question, inline = prompts.take_pictures(prompt)
+        if not question.strip():
+            raise UsageError("prompt", "empty", wanted="a question", hint="Give one with -p")
+        sources = [*images, *inline]
+        parts, name = prompts.build(chosen, question, len(sources)), chosen.name
+    pixels = tuple(decode(source) for source in sources)
+    pictures = tuple(llava.plan_image(rgb) for rgb in pixels)
+    plan = Plan(
+        family=f"LLaVA-{pictures[0].kind}" if pictures else "text",
+        template=name,
+        template_reason=reason,
+        stop_texts=chosen.stop_texts,
+        parts=tuple(prompts.encode_prompt(parts, tokenizer)),
+        pixels=pixels,
+        pictures=pictures,
+        max_tokens=max_tokens,
+        n_ctx=llava.n_ctx,
+    )
+    return _fit(plan)
+
+
+def _template(llava: LLaVA, name: str) -> tuple[Template, str]:
+    if name != "auto":
+        return prompts.template_for(name, llava.profile.name), "asked for"
+    text = llava.language
+    return prompts.choose_template(text.metadata, llava.tokenizer, text.path.name, llava.profile.name)
+
+
+def _fit(plan: Plan) -> Plan:
+    """The plan with its answer's length settled. ContextError if prompt and answer do not fit the context."""
+    if plan.prompt_tokens == 0:
+        raise UsageError("prompt", "no tokens", wanted="some text or a picture")
+    if plan.max_tokens < 0:
+        room = max(1, plan.n_ctx - plan.prompt_tokens)
+        plan = Plan(**{**vars(plan), "max_tokens": room})
+    if plan.context_needed > plan.n_ctx:
+        needed = f"{plan.prompt_tokens} prompt tokens and an answer of up to {plan.max_tokens}"
+        hint = f"Use -c {plan.context_needed} or more, or a shorter answer with -n"
+        raise ContextError("context", needed, wanted=f"at most {plan.n_ctx} together", hint=hint)
+    return plan
+
+
+class Stream:
+    """An answer in the making: iterate for its text; ``result`` is there once the iteration has ended."""
+
+    def __init__(
+        self, llava: LLaVA, plan: Plan, sampling: Sampling, progress: Progress, tap: Tap = NULL
+    ) -> None:
+        self.llava = llava
+        self.plan = plan
+        self.sampler = Sampler(sampling, llava.language.llama.config.n_vocab)
+        self.progress = progress
+        self.tap = tap
+        self._result: Result | None = None
+        self._pieces = self._run()
+
+    @property
+    def result(self) -> Result:
+        """The finished answer. UsageError while the iteration has not ended."""
+        if self._result is None:
+            raise UsageError("result", "the answer is not finished", wanted="iterate over the stream first")
+        return self._result
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def _run(self) -> Iterator[str]:
+        llava, plan = self.llava, self.plan
+        llama, ops, at = llava.language.llama, llava.ops, self.tap.at("llm")
+        clock = [time.perf_counter()]
+        pictures = [llava.encode_pixels(rgb, self.tap, self.progress) for rgb in plan.pixels]
+        clock.append(time.perf_counter())
+        cache = KVCache(llama.config, plan.context_needed, ops)
+        hidden = self._prefill(prompt_embeddings(plan, pictures, llava), cache)  # (n, n_embd): the last piece
+        clock.append(time.perf_counter())
+
+        answer = Answer(self)
+        while True:
+            logits = ops.numpy(unembed(hidden[-1:], llama, ops, at))[0]  # (n_vocab,)
+            yield from answer.take(self.sampler.sample(logits))
+            if answer.finish_reason is not None:
+                break
+            hidden = forward(embed(answer.tokens[-1:], llama, ops), llama, cache, ops, at)  # (1, n_embd)
+        yield from answer.rest()
+        clock.append(time.perf_counter())
+        self._result = Result(
+            text=answer.text,
+            tokens=answer.tokens,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=plan.prompt_tokens,
+            image_tokens=plan.image_tokens,
+            timings=timings(llava.load_s, np.diff(clock).tolist(), plan.prompt_tokens, answer.n_sampled),
+            seed=self.sampler.seed,
+        )
+
+    def _prefill(self, x: Array, cache: KVCache) -> Array:
+        """Read the whole prompt's embeddings x (n, n_embd) -> what the last piece gives for the head."""
+        llama, ops = self.llava.language.llama, self.llava.ops
+        for token in self.plan.text_ids:
+            self.sampler.accept(token)
+        hidden = x
+        for piece in self.llava.chunks(x):
+            self.progress("prompt", cache.length, len(x))
+            hidden = forward(piece, llama, cache, ops, self.tap.at("llm"))
+        self.progress("prompt", len(x), len(x))
+        return hidden
+
+
+class Answer:
+    """The tokens sampled so far, the text they make, and whether it is over."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.sampler = stream.sampler
+        self.plan = stream.plan
+        self.end_ids = stream.llava.tokenizer.end_ids
+        self.tokens: list[int] = []
+        self.text = ""
+        self.n_sampled = 0  # the end token included
+        self.finish_reason: FinishReason | None = None
+        self._characters = TextStream(stream.llava.tokenizer)
+        self._scanner = StopScanner(stream.plan.stop_texts)
+
+    def take(self, token: int) -> Iterator[str]:
+        """Count one more token in; yields the text that it completes, if any."""
+        self.n_sampled += 1
+        self.sampler.accept(token)
+        if token in self.end_ids:
+            self.finish_reason = "stop"
+            return
+        self.tokens.append(token)
+        yield from self._emit(self._scanner.push(self._characters.push(token)))
+        if self._scanner.stopped is not None:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.plan.max_tokens:
+            self.finish_reason = "length"
+
+    def rest(self) -> Iterator[str]:
+        """The text that was held back in case it became a character or a stop text."""
+        yield from self._emit(self._scanner.push(self._characters.finish()) + self._scanner.finish())
+
+    def _emit(self, piece: str) -> Iterator[str]:
+        self.text += piece
+        if piece:
+            yield piece
+
+
+def prompt_embeddings(plan: Plan, pictures: Sequence[Array], llava: LLaVA) -> Array:
+    """The prompt as one row of embeddings (prompt_tokens, n_embd), each picture in its place."""
+    llama, ops = llava.language.llama, llava.ops
+    rows: list[Any] = []
+    for part in plan.parts:
+        rows.append(pictures[part.index] if isinstance(part, ImageSlot) else embed(part, llama, ops))
+    return np.concatenate(rows)
+
+
+def timings(load_s: float, stages: list[float], n_prompt: int, n_answer: int) -> dict[str, float]:
+    """Seconds of encode, prefill and decode, and the speeds that follow.
+
+    The first answer token comes out of the prefill, so decoding n tokens runs the model n - 1 times.
+    """
+    encode_s, prefill_s, decode_s = stages
+    return {
+        "load_s": load_s,
+        "encode_s": encode_s,
+        "prefill_s": prefill_s,
+        "decode_s": decode_s,
+        "prefill_tokens_per_s": n_prompt / prefill_s if prefill_s > 0 else 0.0,
+        "decode_tokens_per_s": (n_answer - 1) / decode_s if decode_s > 0 else 0.0,
+    }
