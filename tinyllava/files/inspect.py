@@ -91,7 +91,7 @@ def _mmproj(metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
     if not projector:
         return Verdict(MMPROJ, False, "An image encoder without a projector (no tensors mm.*)")
     if projector not in PROJECTORS:
-        reason = f"An image encoder with a projector {projector!r}; tinyllava runs {' and '.join(PROJECTORS)}"
+        reason = f"An image encoder with projector {projector!r}; tinyllava runs {' and '.join(PROJECTORS)}"
         return Verdict(MMPROJ, False, reason)
     if "v.class_embd" not in names:
         reason = "An image encoder without v.class_embd, so SigLIP or another than CLIP; tinyllava runs CLIP"
@@ -216,7 +216,8 @@ def _value_text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_value_text(v) for v in value)}]"
     if isinstance(value, float):
-        return f"{value:.7g}"  # a float32's digits
+        single = np.float32(value)  # most are float32 in the file; then 1e-05 says more than 9.999999747e-06
+        return str(single) if float(single) == value else repr(value)
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
