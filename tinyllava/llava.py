@@ -83,7 +83,7 @@ def load(
 
     backend  "numpy" (the reference), "numba", or "auto" (the fastest that computes in ``dtype``)
     threads  for the backend; None: the physical cores
-    n_ctx    the most tokens that a prompt and its answer may take together; None: what the model was trained for
+    n_ctx    the most tokens of a prompt and its answer together; None: what the model was trained for
     n_batch  tokens of a prompt processed at once
     dtype    "float32", or "float64" with the numpy backend: the truth that errors are measured against
     compat   the profile (profile.py): whose choices to follow where implementations of LLaVA differ
@@ -91,24 +91,18 @@ def load(
     Raises FileError, ModelError or UsageError, each one line that says what to do.
     """
     started = time.perf_counter()
-    if n_ctx is not None and n_ctx < 1:
-        raise UsageError("n_ctx", str(n_ctx), wanted="1 or more")
-    if n_batch < 1:
-        raise UsageError("n_batch", str(n_batch), wanted="1 or more")
+    for name, number in (("n_ctx", n_ctx), ("n_batch", n_batch)):
+        if number is not None and number < 1:
+            raise UsageError(name, str(number), wanted="1 or more")
     if model is None and mmproj is None:
         from tinyllava import demo
 
         model, mmproj = demo.MODEL, demo.MMPROJ
     choices = profile(compat)
     ops = select(backend, dtype=dtype, threads=threads)
-    llava = LLaVA(
-        ops,
-        choices,
-        text=None if model is None else _load_language(open_gguf(model), ops),
-        vision=None if mmproj is None else _load_vision(open_gguf(mmproj), choices, ops),
-        n_ctx=n_ctx,
-        n_batch=n_batch,
-    )
+    text = None if model is None else _load_language(open_gguf(model), ops)
+    vision = None if mmproj is None else _load_vision(open_gguf(mmproj), choices, ops)
+    llava = LLaVA(ops, choices, text=text, vision=vision, n_ctx=n_ctx, n_batch=n_batch)
     llava.load_s = time.perf_counter() - started
     return llava
 

@@ -9,7 +9,7 @@ import numpy as np
 from tinyllava.errors import ContextError
 
 if TYPE_CHECKING:
-    from tinyllava.language.llama import LlamaConfig
+    from tinyllava.language.config import LlamaConfig
     from tinyllava.ops import Array, Ops
 
 

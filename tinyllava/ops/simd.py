@@ -18,8 +18,9 @@ I32 = ir.IntType(32)
 
 def cpu_features() -> set[str]:
     """The features that code is generated for: the host's, or those that NUMBA_CPU_FEATURES allows."""
-    if config.CPU_FEATURES is not None:
-        return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
+    allowed: str | None = getattr(config, "CPU_FEATURES", None)  # "+avx2,-avx512f,..."
+    if allowed is not None:
+        return {name[1:] for name in allowed.split(",") if name.startswith("+")}
     return {name for name, there in binding.get_host_cpu_features().items() if there}
 
 
