@@ -16,6 +16,11 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "original-images": ("original", "make_images", ()),
     "original-answers": ("original", "make_answers", ()),
     "anyres-grid": ("original", "make_grid", ()),
+    "prompt-ids": ("prompts", "make_prompts", ("tokenizer_model",)),
+    "spm": ("spm", "make_spm", ("tokenizer_model",)),
+    "llama-vocabs": ("vocabularies", "make_llama_vocabularies", ("folder",)),
+    "smollm2": ("smollm", "make_smollm2", ("gguf",)),
+    "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }
 
 
