@@ -133,21 +133,19 @@ def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
     """The resolution that keeps most of the picture's pixels; of equals, which wastes least; then the first.
 
     "Keeps" is the picture's area after shrinking it into the resolution, at most its own area: enlarging
-    gains nothing. The original finds nothing for a picture so thin that a side rounds to 0 pixels in every
-    resolution, and crashes. Such a side counts as 1 pixel here.
+    gains nothing. A picture so thin that a side rounds to 0 pixels everywhere is kept nowhere, so it gets
+    the smallest resolution. Source: llava/mm_utils.py.
     """
-    usable = [_usable_pixels(size, pinpoint, least=0) for pinpoint in pinpoints]
-    if not any(usable):
-        usable = [_usable_pixels(size, pinpoint, least=1) for pinpoint in pinpoints]
-    wasted = [point.height * point.width - kept for point, kept in zip(pinpoints, usable, strict=True)]
+    kept = [_kept_pixels(size, pinpoint) for pinpoint in pinpoints]
+    wasted = [point.height * point.width - n for point, n in zip(pinpoints, kept, strict=True)]
     # max() takes the first of equals.
-    return pinpoints[max(range(len(pinpoints)), key=lambda i: (usable[i], -wasted[i]))]
+    return pinpoints[max(range(len(pinpoints)), key=lambda i: (kept[i], -wasted[i]))]
 
 
-def _usable_pixels(size: Size, pinpoint: Size, *, least: int) -> int:
+def _kept_pixels(size: Size, pinpoint: Size) -> int:
     scale = min(pinpoint.width / size.width, pinpoint.height / size.height)
-    width, height = max(least, int(size.width * scale)), max(least, int(size.height * scale))
-    return min(width * height, size.width * size.height)
+    shrunk = int(size.width * scale) * int(size.height * scale)
+    return min(shrunk, size.width * size.height)
 
 
 def fit_inside(size: Size, frame: Size, rounding: Rounding) -> Size:
@@ -193,7 +191,11 @@ def make_tiles(
 
 
 def _one_tile(rgb: Pixels, plan: PicturePlan, config: VisionConfig, profile: Profile) -> Pixels:
-    """LLaVA-1.5's only tile, (tile_px, tile_px, 3): padded and resized, or resized and cropped."""
+    """LLaVA-1.5's only tile, (tile_px, tile_px, 3): padded and resized, or resized and cropped.
+
+    The original's CLIPImageProcessor takes an array whose first axis is 1 or 3 for one with colours first,
+    and so garbles pictures that are 1 or 3 pixels high when they reach it. Here they are pictures.
+    """
     if config.aspect == "square":
         return crop_centre(resize(rgb, plan.resized, profile.resample), plan.resolution)
     colour = mean_colour(config.mean) if profile.pad_colour == "mean" else profile.pad_colour

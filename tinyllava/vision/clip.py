@@ -24,24 +24,25 @@ if TYPE_CHECKING:
 
 __all__ = ["VISION_TAPS", "VisionConfig", "VisionWeights", "encode_tile", "load_vision"]
 
-# Tap -> shape. The caller's prefix ("vit.") comes before.
+# Where the forward pass can be watched, with the shape seen there; the caller's prefix ("vit.") comes before.
 VISION_TAPS = {
-    "patch_embd": "(n_patches, n_embd)",  # after the patch convolution
-    "embd": "(1 + n_patches, n_embd)",  # with the class embedding in front and positions added
-    "pre_ln": "(1 + n_patches, n_embd)",  # what enters block 0
-    "features": "(n_patches, n_embd)",  # the last block's output without the class token
-    "blk.{i}.ln1": "(1 + n_patches, n_embd)",
-    "blk.{i}.attn_q": "(1 + n_patches, n_head, head_dim)",
-    "blk.{i}.attn_k": "(1 + n_patches, n_head, head_dim)",
-    "blk.{i}.attn_v": "(1 + n_patches, n_head, head_dim)",
-    "blk.{i}.attn_mix": "(1 + n_patches, n_embd)",  # values mixed by attention, heads side by side
-    "blk.{i}.attn_out": "(1 + n_patches, n_embd)",
-    "blk.{i}.attn_add": "(1 + n_patches, n_embd)",  # the residual stream after attention
-    "blk.{i}.ln2": "(1 + n_patches, n_embd)",
-    "blk.{i}.ffn_up": "(1 + n_patches, n_ff)",
-    "blk.{i}.ffn_act": "(1 + n_patches, n_ff)",
-    "blk.{i}.ffn_down": "(1 + n_patches, n_embd)",
-    "blk.{i}.out": "(1 + n_patches, n_embd)",  # the residual stream after the block
+    "patch_embd": ("n_patches", "n_embd"),  # after the patch convolution
+    "inp_embd": ("1 + n_patches", "n_embd"),  # the class embedding in front, positions added
+    "pre_ln": ("1 + n_patches", "n_embd"),  # what enters block 0
+    "blk.{i}.ln1": ("1 + n_patches", "n_embd"),
+    "blk.{i}.attn_q": ("1 + n_patches", "n_head", "head_dim"),
+    "blk.{i}.attn_k": ("1 + n_patches", "n_head", "head_dim"),
+    "blk.{i}.attn_v": ("1 + n_patches", "n_head", "head_dim"),
+    "blk.{i}.attn_weights": ("n_head", "1 + n_patches", "1 + n_patches"),
+    "blk.{i}.attn_mixed": ("1 + n_patches", "n_embd"),  # values as attention mixes them, heads side by side
+    "blk.{i}.attn_out": ("1 + n_patches", "n_embd"),
+    "blk.{i}.ffn_inp": ("1 + n_patches", "n_embd"),  # the residual stream after attention
+    "blk.{i}.ln2": ("1 + n_patches", "n_embd"),
+    "blk.{i}.ffn_up": ("1 + n_patches", "n_ff"),
+    "blk.{i}.ffn_act": ("1 + n_patches", "n_ff"),
+    "blk.{i}.ffn_down": ("1 + n_patches", "n_embd"),
+    "blk.{i}.l_out": ("1 + n_patches", "n_embd"),  # the residual stream after the block
+    "features": ("n_patches", "n_embd"),  # the last block's output without the class token
 }
 
 
@@ -103,7 +104,7 @@ def encode_tile(
     patches = ops.array(split_patches(pixels, config))  # (n_patches, 3 * patch_px * patch_px)
     x = tap("patch_embd", ops.linear(patches, weights.patch_embd))  # (n_patches, n_embd)
     x = np.concatenate([weights.class_embd[None], x])  # (1 + n_patches, n_embd)
-    x = tap("embd", x + weights.position_embd)
+    x = tap("inp_embd", x + weights.position_embd)
     x = tap("pre_ln", ops.layer_norm(x, weights.pre_ln, weights.pre_ln_bias, config.norm_eps))
     for i, block in enumerate(weights.blocks):
         x = run_block(x, block, config, ops, tap.at(f"blk.{i}"))
@@ -124,9 +125,9 @@ def split_patches(pixels: npt.NDArray[Any], config: VisionConfig) -> npt.NDArray
 def run_block(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> Array:
     """x + attention(ln1(x)), then + mlp(ln2(...)): (n, n_embd) -> (n, n_embd), n = 1 + n_patches."""
     normed = tap("ln1", ops.layer_norm(x, w.ln1, w.ln1_bias, config.norm_eps))
-    x = tap("attn_add", x + attend(normed, w, config, ops, tap))
+    x = tap("ffn_inp", x + attend(normed, w, config, ops, tap))
     normed = tap("ln2", ops.layer_norm(x, w.ln2, w.ln2_bias, config.norm_eps))
-    return tap("out", x + mlp(normed, w, config, ops, tap))
+    return tap("l_out", x + mlp(normed, w, config, ops, tap))
 
 
 def attend(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> Array:
@@ -135,7 +136,9 @@ def attend(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> Arra
     q = tap("attn_q", ops.linear(x, w.attn_q, w.attn_q_bias).reshape(heads))  # (n, n_head, head_dim)
     k = tap("attn_k", ops.linear(x, w.attn_k, w.attn_k_bias).reshape(heads))  # (n, n_head, head_dim)
     v = tap("attn_v", ops.linear(x, w.attn_v, w.attn_v_bias).reshape(heads))  # (n, n_head, head_dim)
-    mixed = tap("attn_mix", ops.attention(q, k, v, causal=False).reshape(x.shape))  # (n, n_embd)
+    if tap.wants("attn_weights"):
+        tap("attn_weights", ops.attention_weights(q, k, causal=False))  # (n_head, n, n)
+    mixed = tap("attn_mixed", ops.attention(q, k, v, causal=False).reshape(x.shape))  # (n, n_embd)
     return tap("attn_out", ops.linear(mixed, w.attn_out, w.attn_out_bias))
 
 

@@ -120,8 +120,8 @@ class Reader:
         tensor = self.file.tensors.get(name)
         if tensor is None:
             raise self.error(f"tensor {name} is missing", hint="The file is incomplete or of another model")
-        if len(tensor.shape) != n_axes:
-            raise self.error(f"{name}: shape {tuple(tensor.shape)}", wanted=f"{n_axes} axes")
+        if len(tensor.shape) != n_axes or 0 in tensor.shape:
+            raise self.error(f"{name}: shape {tuple(tensor.shape)}", wanted=f"{n_axes} axes, none empty")
         return tuple(int(n) for n in tensor.shape)
 
     def number(self, key: str, default: float) -> float:
@@ -129,6 +129,12 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise self.error(f"{key} is {value!r}", wanted="a positive number")
         return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.keys.get(key, False)
+        if not isinstance(value, (bool, int)):
+            raise self.error(f"{key} is {value!r}", wanted="true or false")
+        return bool(value)
 
     def text(self, key: str, default: str) -> str:
         value = self.keys.get(key, default)
@@ -138,16 +144,19 @@ class Reader:
 
     def integers(self, key: str) -> list[int]:
         """A flat or nested array of integers, flattened; [] if the key is missing."""
-        values = np.asarray(self.keys.get(key, []))
+        try:
+            values = np.asarray(self.keys.get(key, []))
+        except ValueError:  # arrays of different lengths in an array
+            raise self.error(f"{key} is not an array of integers") from None
         if values.size and not np.issubdtype(values.dtype, np.integer):
             raise self.error(f"{key} is not an array of integers")
         return [int(value) for value in values.ravel()]
 
     def colours(self, key: str, default: Floats3, *, least: float = -math.inf) -> Floats3:
-        """Three numbers above ``least``. A float32's shortest decimal is what its writer had."""
+        """Three numbers above ``least``."""
         stored = self.keys.get(key, default)
         try:
-            values = [float(str(np.float32(value))) for value in np.asarray(stored, float).ravel()[:3]]
+            values = [float(value) for value in np.asarray(stored, float).ravel()[:3]]
         except (TypeError, ValueError):
             values = []
         if len(values) < 3 or not all(least < value < math.inf for value in values):
@@ -219,7 +228,7 @@ class Reader:
 
     def activation(self, profile: Profile) -> Activation:
         """CLIP's QuickGELU unless the file says otherwise."""
-        gelu, silu = bool(self.keys.get("clip.use_gelu", False)), bool(self.keys.get("clip.use_silu", False))
+        gelu, silu = self.flag("clip.use_gelu"), self.flag("clip.use_silu")
         if gelu and silu:
             raise self.error("clip.use_gelu and clip.use_silu are both true", wanted="at most one")
         return profile.vit_gelu if gelu else "silu" if silu else "gelu_quick"

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
     from tinyllava.ops import Activation, Array, Matrix, Ops
 
-# Tap -> shape, after the caller's prefix ("mm."); {i} counts linear layers from 0.
+# As VISION_TAPS in clip.py; the caller's prefix is "mm.", and {i} counts linear layers from 0.
 PROJECTOR_TAPS = {
-    "{i}.linear": "(n_patches, n_embd_llm)",
-    "{i}.act": "(n_patches, n_embd_llm)",  # between two layers only
+    "{i}.linear": ("n_patches", "n_embd_llm"),
+    "{i}.act": ("n_patches", "n_embd_llm"),  # between layers i and i + 1 only
 }
 
 

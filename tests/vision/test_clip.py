@@ -1,0 +1,197 @@
+"""The vision tower and the projector against transformers and the original LLaVA, and what must always hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from golden.clip_models import VISION
+from golden.pictures import picture
+from tests.vision.eye import Eye, Write, load_eye, see
+from tinyllava.errors import ModelError
+from tinyllava.files.gguf import GGUFFile
+from tinyllava.ops import select
+from tinyllava.trace import Recorder
+from tinyllava.vision.anyres import make_tiles, plan_picture
+from tinyllava.vision.clip import VISION_TAPS, encode_tile, split_patches
+from tinyllava.vision.image import size_of
+from tinyllava.vision.projector import PROJECTOR_TAPS
+from tinyllava.weights import evaluate
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+ORIGINAL = np.load(GOLDEN / "original-images.npz")
+HF = np.load(GOLDEN / "hf-clip.npz")
+ASPECTS = {"pad": "pad", "crop": "square", "anyres": "anyres"}
+STORED_COLUMNS = slice(None, None, 8)  # golden/makers/original.py: COLUMN_STEP
+
+Floats = np.ndarray[Any, Any]
+
+
+def error(found: Floats, wanted: Floats) -> float:
+    """The 2-norm of the difference, relative to what is wanted."""
+    assert found.shape == wanted.shape
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def golden_picture(case: str) -> tuple[str, str, Floats]:
+    """ "clip_15.pad.100x60" -> the model's name, the config's aspect, the picture."""
+    name, aspect, size = case.split(".")[:3]
+    width, height = (int(side) for side in size.split("x"))
+    return name, ASPECTS[aspect], picture(width, height)
+
+
+# ---- outside oracles
+
+
+@pytest.mark.parametrize("case", [case for case in ORIGINAL if not case.endswith(".pixels")])
+def test_image_embeddings_are_the_originals(case: str, files: dict[str, GGUFFile]) -> None:
+    name, aspect, rgb = golden_picture(case)
+    tokens = see(rgb, load_eye(files[name], aspect=aspect))
+    # Float32 sums in another order. 1e-6 is what float64 here measures too, so the original's own rounding.
+    assert error(tokens[:, STORED_COLUMNS], ORIGINAL[case]) < 4e-6
+
+
+@pytest.mark.parametrize("case", [case for case in ORIGINAL if case.endswith(".pixels")])
+def test_pixels_are_the_originals_to_the_last_bit(case: str, files: dict[str, GGUFFile]) -> None:
+    name, aspect, rgb = golden_picture(case)
+    config = load_eye(files[name], aspect=aspect).config
+    tiles = make_tiles(rgb, plan_picture(size_of(rgb), config), config)
+    assert np.array_equal(tiles, ORIGINAL[case].reshape(tiles.shape))
+
+
+@pytest.mark.parametrize("name", ["clip_15", "clip_gelu", "clip_silu"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_each_block_gives_what_transformers_gives(name: str, dtype: str, files: dict[str, GGUFFile]) -> None:
+    eye, tap = load_eye(files[name], select("numpy", dtype=dtype)), Recorder()
+    features = encode_tile(HF["pixels"][0], eye.weights, eye.config, eye.ops, tap)
+    states = [tap["pre_ln"], *(tap[f"blk.{i}.l_out"] for i in range(eye.config.n_block))]
+    assert features.dtype == dtype
+    for found, wanted in zip(states, HF[f"{name}.hidden"], strict=True):
+        assert error(found, wanted) < 2e-6
+    assert np.array_equal(features, states[-1][1:])  # hidden_states[-2] of the whole tower, without CLS
+
+
+def test_a_fast_backend_sees_the_same(files: dict[str, GGUFFile]) -> None:
+    rgb = picture(100, 60)
+    for name in ("clip_15", "clip_16", "clip_gelu"):
+        fast = see(rgb, load_eye(files[name], select("numba")))
+        assert error(fast, see(rgb, load_eye(files[name]))) < 4e-6
+
+
+def test_old_new_and_minimal_files_are_one_model(files: dict[str, GGUFFile]) -> None:
+    rgb = picture(57, 90)
+    for names in (("clip_15", "clip_15_new", "clip_min"), ("clip_16", "clip_16_new")):
+        tokens = [see(rgb, load_eye(files[name])) for name in names]
+        # The new files hold the patch kernel in F32, with values that F16 holds too.
+        assert all(np.array_equal(other, tokens[0]) for other in tokens[1:])
+
+
+# ---- by hand
+
+
+def test_patches_are_rows_of_pixels_colour_by_colour() -> None:
+    pixels = np.arange(3 * 4 * 5).reshape(3, 4, 5)
+    config: Any = SimpleNamespace(grid_patches=2, patch_px=2)  # the fifth column is a remainder
+    patches = split_patches(pixels, config)
+    assert patches.shape == (4, 12)
+    assert patches[1].tolist() == [2, 3, 7, 8, 22, 23, 27, 28, 42, 43, 47, 48]  # top right
+    assert patches[2, :4].tolist() == [10, 11, 15, 16]  # bottom left
+
+
+def test_feature_layer_chooses_a_hidden_state(write: Write) -> None:
+    """As transformers counts them: 0 is what enters block 0, k what leaves block k - 1."""
+    for layer in range(4):
+        keys = {"clip.vision.feature_layer": [layer], "clip.vision.block_count": max(layer, 1)}
+        eye = load_eye(write(VISION["clip_15"], keys))
+        assert len(eye.weights.blocks) == layer
+        features = encode_tile(HF["pixels"][0], eye.weights, eye.config, eye.ops)
+        assert error(features, HF["clip_15.hidden"][layer][1:]) < 2e-6
+
+
+def test_post_ln_is_not_for_llava(write: Write, files: dict[str, GGUFFile]) -> None:
+    width = VISION["clip_15"].n_embd
+    noise = {f"v.post_ln.{end}": np.full(width, 3.0, np.float32) for end in ("weight", "bias")}
+    with_norm = see(picture(56, 56), load_eye(write(VISION["clip_15"], tensors=noise)))
+    assert np.array_equal(with_norm, see(picture(56, 56), load_eye(files["clip_15"])))
+
+
+# ---- taps
+
+
+def test_each_tap_fires_once_a_tile_with_its_registered_shape(files: dict[str, GGUFFile]) -> None:
+    eye, tap = load_eye(files["clip_16"]), Recorder()
+    see(picture(100, 60), eye, tap)  # 2 x 2 tiles and the overview
+    expected = {}
+    for prefix, taps, n in (("vit", VISION_TAPS, eye.config.n_block), ("mm", PROJECTOR_TAPS, 2)):
+        for name, shape in taps.items():
+            for i in range(n if "{i}" in name else 1):
+                expected[f"{prefix}.{name.format(i=i)}"] = tuple(evaluate(d, eye.config) for d in shape)
+    del expected["mm.1.act"]  # between two layers only
+    assert {name: values[0].shape for name, values in tap.values.items()} == expected
+    assert {len(values) for values in tap.values.values()} == {5}
+    assert {values[0].dtype for values in tap.values.values()} == {np.dtype(np.float32)}
+
+
+def test_watching_changes_nothing(files: dict[str, GGUFFile]) -> None:
+    eye, rgb = load_eye(files["clip_16"]), picture(40, 90)
+    assert np.array_equal(see(rgb, eye, Recorder()), see(rgb, eye))
+
+
+# ---- what must hold for any weights
+
+
+@pytest.fixture(scope="module")
+def eye_16(files: dict[str, GGUFFile]) -> Eye:
+    return load_eye(files["clip_16"])
+
+
+def test_another_tile_changes_no_tile(eye_16: Eye) -> None:
+    """Changing the right half of a picture that fills two tiles leaves the left tile's tokens alone."""
+    rgb = picture(112, 56)
+    plan = plan_picture(size_of(rgb), eye_16.config)
+    assert plan.grid == (1, 2) and plan.resized == plan.resolution
+    changed = rgb.copy()
+    changed[:, 56:] = 255 - changed[:, 56:]
+    before, after = (see(p, eye_16)[16:].reshape(4, 8 + 1, -1) for p in (rgb, changed))  # rows of patches
+    assert np.array_equal(before[:, :4], after[:, :4])
+    assert not np.isclose(before[:, 4:8], after[:, 4:8]).all(axis=-1).any()
+    assert np.array_equal(before[:, 8], after[:, 8])  # newlines
+
+
+def test_tiles_come_in_reading_order(eye_16: Eye) -> None:
+    """Four pictures, one in each quarter of a picture, are seen as they are seen alone."""
+    quarters = [picture(56, 56, seed) for seed in range(4)]
+    rgb = np.concatenate([np.concatenate(quarters[:2], axis=1), np.concatenate(quarters[2:], axis=1)])
+    tokens = see(rgb, eye_16)[16:].reshape(8, 9, -1)[:, :8]  # rows of patches without their newline
+    one_tile = eye_16._replace(config=replace(eye_16.config, aspect="pad"))
+    for quarter, (top, left) in zip(quarters, [(0, 0), (0, 4), (4, 0), (4, 4)], strict=True):
+        alone = see(quarter, one_tile).reshape(4, 4, -1)
+        assert error(tokens[top : top + 4, left : left + 4], alone) < 1e-6
+
+
+def test_every_patch_sees_every_patch(files: dict[str, GGUFFile]) -> None:
+    """Attention is not causal: a change in the last patch reaches the first."""
+    eye, rgb = load_eye(files["clip_15"]), picture(56, 56)
+    changed = rgb.copy()
+    changed[-14:, -14:] = 255 - changed[-14:, -14:]
+    assert not np.isclose(see(rgb, eye)[0], see(changed, eye)[0]).all()
+
+
+# ---- files that do not fit
+
+
+def test_a_wrong_shape_names_tensor_and_contract(write: Write) -> None:
+    file = write(VISION["clip_15_new"], tensors={"v.blk.1.attn_q.weight": np.zeros((64, 96), np.float32)})
+    with pytest.raises(ModelError, match=r"v.blk.1.attn_q.weight: shape \(64, 96\); wanted \(n_embd, n_embd\)"):
+        load_eye(file)
+
+
+@pytest.mark.parametrize("name", ["v.pre_ln.weight", "v.blk.2.ln2.bias", "mm.0.bias", "mm.2.bias"])
+def test_a_missing_tensor_is_named(name: str, write: Write) -> None:
+    with pytest.raises(ModelError, match=f"tensor {name} is missing"):
+        load_eye(write(VISION["clip_15"], tensors={name: None}))
