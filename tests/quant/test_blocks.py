@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllava.errors import FileError
@@ -126,6 +126,7 @@ def test_zero_subnormal_infinite_and_nan_scales_give_what_gguf_gives(name: str) 
         assert_same_bits(dequantize(name, raw), theirs)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_bytes_give_what_gguf_gives(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(KNOWN_TO_GGUF))

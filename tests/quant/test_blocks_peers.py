@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ IN_BLOCKS = [name for name, kind in TYPES.items() if kind.block_size > 1 and kin
 
 @pytest.fixture(scope="module")
 def ggml() -> ctypes.CDLL:
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        pytest.skip("llama-cpp-python is not installed")
-    library = Path(spec.origin).parent / "lib" / "libggml-base.so"
-    if not library.exists():
-        pytest.skip("llama-cpp-python has no libggml-base.so")
+    """The library of the llama-cpp-python in TINYLLAVA_PEER_PYTHON, or in the interpreter that runs the tests."""
+    python = os.environ.get("TINYLLAVA_PEER_PYTHON", sys.executable)
+    find = "import importlib.util as u; s = u.find_spec('llama_cpp'); print(s.origin if s else '')"
+    origin = subprocess.run([python, "-c", find], capture_output=True, text=True).stdout.strip()
+    library = Path(origin).parent / "lib" / "libggml-base.so"
+    if not origin or not library.exists():
+        pytest.skip(f"{python} has no llama-cpp-python with its libggml-base.so")
     return ctypes.CDLL(str(library))
 
 

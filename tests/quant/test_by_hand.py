@@ -155,8 +155,8 @@ def test_iq4_xs() -> None:
 
 
 # The first points of the grids, from the tables in ggml-common.h: IQ2 begins with (8, 8, 8, 8, 8, 8, 8, 8),
-# (43, 8, 8, ...), (25, 25, 8, ...); IQ3_XXS with (4, 4, 4, 4), (20, 4, 4, 4); IQ3_S with (1, 1, 1, 1), (3, 1, 1, 1);
-# IQ1 with (-1, ..., -1), (1, -1, ..., -1).
+# (43, 8, 8, ...), (25, 25, 8, ...); IQ3_XXS with (4, 4, 4, 4), (20, 4, 4, 4); IQ3_S with (1, 1, 1, 1),
+# (3, 1, 1, 1); IQ1 with (-1, ..., -1), (1, -1, ..., -1).
 
 
 def test_iq2_xxs() -> None:
