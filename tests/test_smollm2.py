@@ -1,0 +1,68 @@
+"""A real language model, SmolLM2-135M-Instruct in Q4_1, against transformers and llama.cpp."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyllava
+from tinyllava.llava import LLaVA
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SEEN = np.load(GOLDEN / "smollm2.npz")
+MANIFEST = json.loads((GOLDEN / "MANIFEST.json").read_text(encoding="utf-8"))["smollm2.npz"]
+
+pytestmark = pytest.mark.models
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    folder = os.environ.get("TINYLLAVA_MODELS")
+    if folder is None:
+        pytest.skip("set TINYLLAVA_MODELS to the folder that golden/fetch.py filled")
+    path = Path(folder) / "smollm2.gguf"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == MANIFEST["model"]["sha256"]
+    return path
+
+
+@pytest.fixture(scope="module", params=["numpy", "numba"])
+def model(request: pytest.FixtureRequest, path: Path) -> LLaVA:
+    return tinyllava.load(path, backend=request.param)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def test_teacher_forced_it_agrees_with_llama_cpp_and_with_the_truth(model: LLaVA) -> None:
+    ids = SEEN["ids"].tolist()
+    log_p = log_softmax(model.logits(ids))
+    best = log_p.argmax(axis=-1)
+    next_log_p = log_p[np.arange(len(ids) - 1), ids[1:]]
+    perplexity = np.exp(-next_log_p.mean())
+    for peer in ("default", "exact", "truth"):  # llama.cpp as it comes; its cache in F32; transformers
+        agreement = (best == SEEN[f"{peer}.best"][:, 0]).mean()
+        theirs = np.exp(-SEEN[f"{peer}.next_log_p"].mean())
+        print(f"{model.ops.name} and {peer}: top-1 {agreement:.3f}, perplexity {perplexity:.3f} and {theirs:.3f}")
+        assert agreement >= (0.95 if peer != "truth" else 0.99)
+        assert abs(perplexity / theirs - 1) < 0.03
+    error = np.sqrt(np.mean((next_log_p - SEEN["truth.next_log_p"]) ** 2))
+    llama_cpp_error = np.sqrt(np.mean((SEEN["default.next_log_p"] - SEEN["truth.next_log_p"]) ** 2))
+    print(f"{model.ops.name}: rms error of log-probabilities {error:.2e}, llama.cpp's {llama_cpp_error:.2e}")
+    assert error <= llama_cpp_error
+
+
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_greedy_answers_are_llama_cpps(i: int, model: LLaVA) -> None:
+    """At least to the first near tie: llama.cpp rounds activations to 8 bits."""
+    ids, theirs = SEEN[f"prompt{i}.ids"].tolist(), SEEN[f"prompt{i}.greedy"].tolist()
+    log_p = log_softmax(model.logits([*ids, *theirs])[len(ids) - 1 : -1])  # (24, n_vocab)
+    chosen, best = log_p[np.arange(len(theirs)), theirs], log_p.max(axis=-1)
+    assert (best - chosen).max() < 0.5
+    assert (chosen == best).mean() >= 0.8
