@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from tinyllava.errors import ModelError, UsageError
 from tinyllava.text import sampling as S
-from tinyllava.text.sampling import PROFILES, Candidates, Sampler, Sampling
+from tinyllava.text.sampling import Candidates, Sampler, Sampling
 
 HALVES = np.log([0.5, 0.25, 0.125, 0.0625, 0.0625])  # logits whose probabilities are easy by hand
 
@@ -379,7 +379,6 @@ def test_a_bias_outside_the_vocabulary_or_on_all_of_it_is_refused() -> None:
         Sampler(Sampling(logit_bias={i: -math.inf for i in range(3)}), 3).sample(np.zeros(3))
 
 
-def test_profiles_are_what_the_pipelines_do() -> None:
-    assert PROFILES["llava"] == Sampling(temperature=0.2)
-    assert PROFILES["hf"].temperature == 0
-    assert PROFILES["llama.cpp"] == Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
+def test_the_default_is_the_original_s_temperature_and_nothing_else() -> None:
+    chain = S.run_chain(candidates(HALVES), np.array([0, 1, 1]), Sampling())
+    np.testing.assert_allclose(S.softmax(chain.logits), S.softmax(HALVES / 0.2), rtol=1e-12)

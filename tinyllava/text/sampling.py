@@ -98,14 +98,6 @@ class Sampling:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
 
-#: What each of the pipelines does when nobody sets anything: see ``compat`` in load().
-PROFILES: dict[str, Sampling] = {
-    "llava": Sampling(),
-    "hf": Sampling(temperature=0.0),
-    "llama.cpp": Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05),
-}
-
-
 class Candidates(NamedTuple):
     """Tokens that may still be chosen."""
 
