@@ -131,7 +131,7 @@ def metadata(spec: ClipSpec) -> dict[str, object]:
         "general.name": spec.name,
         **(legacy_only if spec.naming == "legacy" else {"general.type": "mmproj"}),
         "clip.has_vision_encoder": True,
-        "clip.projector_type": spec.projector,
+        "clip.projector_type": "mlp",  # what the 2023 script says of a single linear layer too
         "clip.use_gelu": spec.activation == "gelu",
         "clip.use_silu": spec.activation == "silu",
         "clip.vision.image_size": spec.image_size,
