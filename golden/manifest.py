@@ -32,7 +32,7 @@ def save_json(name: str, value: object) -> Path:
 def sha256(path: str | Path) -> str:
     """Hexadecimal digest of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -58,3 +58,19 @@ def record(path: Path, command: str, packages: dict[str, str], tolerance: str, *
         **more,
     }
     MANIFEST.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
+
+def problems() -> list[str]:
+    """What is wrong between golden/ and its manifest: files missing, changed, or not listed."""
+    manifest = json.loads(MANIFEST.read_text())
+    here = {path.name for pattern in ("*.npz", "*.json.gz") for path in FOLDER.glob(pattern)}
+    found = [f"{name}: in the manifest, but not there" for name in sorted(manifest.keys() - here)]
+    found += [f"{name}: not in the manifest" for name in sorted(here - manifest.keys())]
+    for name in sorted(here & manifest.keys()):
+        if sha256(FOLDER / name) != manifest[name]["sha256"]:
+            found.append(f"{name}: changed; run {manifest[name]['command']}")
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit("\n".join(problems()) or None)
