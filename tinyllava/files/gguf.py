@@ -101,7 +101,8 @@ class GGUFFile:
     """An open GGUF file. Metadata is in memory; tensors are views of the mapped file, read when touched.
 
     ``metadata`` holds Python scalars and strings; arrays of numbers as NumPy arrays, of strings as lists.
-    After :meth:`close` the file gives out no more tensors; arrays that it gave out stay valid.
+    After :meth:`close` the file gives out no more tensors; arrays that it gave out stay valid. Who shortens the
+    file on the disk meanwhile kills the process (SIGBUS), as with every mapped file.
     """
 
     path: Path

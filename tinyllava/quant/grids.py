@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 
 class Grid(NamedTuple):
+    """A codebook as it is stored here; :func:`points` makes an array of it."""
+
     levels: tuple[int, ...]  # what digits 0, 1, 2, ... stand for
     n_coordinates: int
     members: str  # base 85 of the bit set
