@@ -31,7 +31,7 @@ LETTERS = {
 class Cursor:
     """Reads one value after another. A read is checked against ``end`` first, a count before it is used."""
 
-    def __init__(self, path: Path, data: mmap.mmap, byte_order: str, position: int) -> None:
+    def __init__(self, path: Path, data: mmap.mmap | bytes, byte_order: str, position: int) -> None:
         self.path = path
         self.data = data
         self.position = position
