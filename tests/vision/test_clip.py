@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from golden.clip_models import VISION
+from golden.clip_models import VISION, write_mmproj
 from golden.pictures import picture
 from tests.vision.eye import Eye, Write, load_eye, see
 from tinyllava.errors import ModelError
-from tinyllava.files.gguf import GGUFFile
+from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.ops import select
 from tinyllava.trace import Recorder
 from tinyllava.vision.anyres import make_tiles, plan_picture
@@ -89,6 +89,18 @@ def test_old_new_and_minimal_files_are_one_model(files: dict[str, GGUFFile]) -> 
         tokens = [see(rgb, load_eye(files[name])) for name in names]
         # The new files hold the patch kernel in F32, with values that F16 holds too.
         assert all(np.array_equal(other, tokens[0]) for other in tokens[1:])
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("F16", 1e-3), ("Q8_0", 2e-2), ("Q4_0", 0.3)])
+def test_quantized_files_even_their_position_embeddings(dtype: str, limit: float, tmp_path: Path) -> None:
+    """llama.cpp's clip-quantize turns every matrix whose name ends in "weight" into blocks."""
+    rgb, tokens = picture(100, 60), []
+    for kind in ("F32", dtype):
+        write_mmproj(tmp_path / f"{kind}.gguf", VISION["clip_16"], kind)
+        file = open_gguf(tmp_path / f"{kind}.gguf")
+        tokens.append(see(rgb, load_eye(file)))
+    assert file.tensors["v.position_embd.weight"].type == dtype
+    assert 0 < error(tokens[1], tokens[0]) < limit
 
 
 # ---- by hand

@@ -158,13 +158,22 @@ def test_missing_directory_empty_pipe_and_address(tmp_path: Path) -> None:
     assert "directory" in message(tmp_path)
     (tmp_path / "empty.png").touch()
     assert "empty" in message(tmp_path / "empty.png")
-    os.mkfifo(tmp_path / "pipe")
-    assert "not a regular file" in message(tmp_path / "pipe")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert "not a regular file" in message(tmp_path / "pipe")
     assert "Download" in message("https://example.com/cat.jpg")
     assert message(b"") == "picture: no bytes at all"
     assert message("a\0b.png")
     assert message("x" * 5000)
     assert message("line\nbreak.png")
+
+
+def test_a_large_file_that_is_no_picture_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF")
+        file.truncate(1 << 36)  # 64 GiB of nothing, sparse
+    assert "not a picture" in message(path)
 
 
 def test_text_and_models_are_not_pictures(tmp_path: Path) -> None:
@@ -175,11 +184,14 @@ def test_text_and_models_are_not_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
-def test_a_truncated_picture_is_broken(kind: str) -> None:
+def test_a_truncated_picture_is_broken(kind: str, tmp_path: Path) -> None:
     data = encoded(Image.fromarray(picture(200, 100)), kind)
+    path = tmp_path / "half"
     for n in (10, len(data) // 2):
-        with pytest.raises(PictureError):
-            decode(data[:n])
+        path.write_bytes(data[:n])
+        for source in (data[:n], path):
+            with pytest.raises(PictureError):
+                decode(source)
 
 
 def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +284,9 @@ def test_normalise_by_hand() -> None:
 
 def test_the_mean_colour_of_clip() -> None:
     assert mean_colour((0.48145466, 0.4578275, 0.40821073)) == (122, 116, 104)
+
+
+def test_all_256_values_are_scaled_as_the_original_scales_them() -> None:
+    rgb = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3)
+    want = (rgb * (1 / 255)).astype(np.float32)  # transformers/image_transforms.py: float64, then rounded
+    assert np.array_equal(normalise(rgb, (0, 0, 0), (1, 1, 1)), want.transpose(2, 0, 1))

@@ -75,6 +75,7 @@ class VisionWeights:
     blocks: tuple[Block, ...]
     class_embd: Array = array("n_embd", name="v.class_embd")
     patch_embd: Matrix = matrix("n_embd", "3", "patch_px", "patch_px", name="v.patch_embd.weight")
+    patch_embd_bias: Array | None = vector("n_embd", name="v.patch_embd.bias", optional=True)  # CLIP has none
     position_embd: Array = array("1 + n_patches", "n_embd", name="v.position_embd.weight")
     pre_ln: Array = vector("n_embd", name="v.pre_ln.weight")
     pre_ln_bias: Array = vector("n_embd", name="v.pre_ln.bias")
@@ -102,7 +103,7 @@ def encode_tile(
 ) -> Array:
     """One tile's features: normalised pixels (3, image_px, image_px) -> (n_patches, n_embd), row by row."""
     patches = ops.array(split_patches(pixels, config))  # (n_patches, 3 * patch_px * patch_px)
-    x = tap("patch_embd", ops.linear(patches, weights.patch_embd))  # (n_patches, n_embd)
+    x = tap("patch_embd", ops.linear(patches, weights.patch_embd, weights.patch_embd_bias))  # (n_patches, n_embd)
     x = np.concatenate([weights.class_embd[None], x])  # (1 + n_patches, n_embd)
     x = tap("inp_embd", x + weights.position_embd)
     x = tap("pre_ln", ops.layer_norm(x, weights.pre_ln, weights.pre_ln_bias, config.norm_eps))

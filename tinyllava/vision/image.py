@@ -52,8 +52,9 @@ def size_of(rgb: Pixels) -> Size:
 
 def read_size(source: Source) -> Size:
     """The picture's size from its header alone, without decoding it. PictureError as for `decode`."""
-    with _pillow(_name(source)):
-        return _header_size(_open(source), _name(source))
+    where = _name(source)
+    with _pillow(where), _opened(source) as image:
+        return _header_size(image, where)
 
 
 def decode(source: Source) -> Pixels:
@@ -70,8 +71,7 @@ def decode(source: Source) -> Pixels:
     the last is known from the header, before memory is asked for.
     """
     where = _name(source)
-    with _pillow(where):
-        image = _open(source)
+    with _pillow(where), _opened(source) as image:
         _header_size(image, where)
         rgb = _to_rgb(image)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
@@ -118,17 +118,26 @@ def _pillow(where: str) -> Iterator[None]:
 _TOO_LARGE = "Scale the picture down first"
 
 
-def _open(source: Source) -> PILImage.Image:
+@contextmanager
+def _opened(source: Source) -> Iterator[PILImage.Image]:
     """The picture with its header read and its pixels not yet decoded."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, bytes):
+        yield source
+    elif isinstance(source, bytes):
         if not source:
             raise PictureError("picture", "no bytes at all")
-        return Image.open(io.BytesIO(source))
-    path = Path(source)
+        yield Image.open(io.BytesIO(source))
+    else:
+        path = Path(source)
+        _check_file(source, path)
+        with path.open("rb") as file:
+            yield Image.open(file)
+
+
+def _check_file(source: str | Path, path: Path) -> None:
+    """PictureError unless it is a regular file with something in it: opening a pipe would wait for its writer."""
     if str(source).startswith(("http://", "https://")):
         raise PictureError(source, "an address, not a file", hint="Download the picture first")
     if path.is_dir():
@@ -138,7 +147,6 @@ def _open(source: Source) -> PILImage.Image:
         raise PictureError(path, found, wanted="a picture file")
     if path.stat().st_size == 0:
         raise PictureError(path, "the file is empty", wanted="a picture file")
-    return Image.open(io.BytesIO(path.read_bytes()))  # from memory, so that no file stays open
 
 
 def _header_size(image: PILImage.Image, where: str) -> Size:
@@ -204,10 +212,10 @@ def crop_centre(rgb: Pixels, size: Size) -> Pixels:
 def normalise(rgb: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
     """(h, w, 3) in 0..255 -> (3, h, w): (value / 255 - mean) / std for each colour.
 
-    The order of roundings is CLIPImageProcessor's (transformers 4.37), so the result is equal to the last
-    bit: the product with 1/255 is rounded to float32, and so are the difference and the quotient.
+    Equal to the last bit to CLIPImageProcessor (transformers 4.37), which also rounds to float32 after each
+    step. It multiplies by 1/255 in float64 instead: the same 256 values.
     """
-    scaled = (rgb.astype(np.float64) * (1 / 255)).astype(np.float32)
+    scaled = rgb.astype(np.float32) / np.float32(255)
     normal = (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))  # (3, h, w)
 
