@@ -1,7 +1,7 @@
 """Byte-level BPE, the tokenizer of GPT-2, LLaMA-3 and Qwen2 (tokenizer.ggml.model = "gpt2").
 
 Text -> words (pretokenize.py) -> UTF-8 bytes, each written as one printable character -> merged by rank
--> ids. Every byte has a token, so nothing is unknown. Source: openai/gpt-2, src/encoder.py.
+-> ids. Bytes have tokens, so no text is unknown. Source: openai/gpt-2, src/encoder.py.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ class ByteLevelBPE:
         return tuple(id for symbol in symbols for id in self._symbol_ids(symbol))
 
     def _symbol_ids(self, symbol: str) -> list[int]:
-        """A merge that makes no token falls back to its bytes; a byte without a token is lost, or <unk>."""
+        """The token, or those of its bytes where a merge makes no token.
+
+        Some models left bytes out that their texts never had, such as 0x04 in SmolLM: those are dropped, as in
+        llama.cpp. (Their <unk> would not do: it is the token that ends a text.)
+        """
         if symbol in self._ids:
             return [self._ids[symbol]]
-        unknown = self._vocabulary.unk_id
-        ids = (self._ids.get(character, unknown) for character in symbol)
-        return [id for id in ids if id is not None]
+        return [self._ids[character] for character in symbol if character in self._ids]

@@ -127,8 +127,7 @@ def choose_template(
 ) -> tuple[Template, str]:
     """The template for a file, and the reason in words: by its name, its chat template or its vocabulary.
 
-    >>> # choose_template({"general.name": "llava-v1.6-mistral-7b"}, tokenizer)[1]
-    >>> # "mistral: the model's name is 'llava-v1.6-mistral-7b'"
+    "mistral: the model's name is 'llava-v1.6-mistral-7b'" is such a reason.
     """
     names = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename", "finetune")]
     for name in (*names, file_name):

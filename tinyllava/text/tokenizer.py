@@ -106,7 +106,10 @@ class Tokenizer:
 
     def id_of(self, text: str) -> int | None:
         """The id of the token that the file writes so, or None."""
-        return self._vocabulary.tokens.index(text) if text in self._vocabulary.tokens else None
+        try:
+            return self._vocabulary.tokens.index(text)
+        except ValueError:
+            return None
 
     def starts_new_text(self, id: int) -> bool:
         """Whether a space prefix follows this token: it is a special one that shows in the text."""

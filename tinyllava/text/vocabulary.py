@@ -202,8 +202,8 @@ def _end_ids(tokens: list[str], types: list[int], special: dict[str, int | None]
     """EOS, EOT, EOM, and every token whose text says that the turn is over."""
     by_key = {id for id in (special["eos"], special["eot"], special["eom"]) if id is not None}
     by_text = {id for id, text in enumerate(tokens) if text in END_TEXTS}
-    # "</s>" can be plain HTML: it counts only where the file says that it is a control token.
-    by_text |= {id for id, text in enumerate(tokens) if text == "</s>" and types[id] == CONTROL}
+    # In Qwen2 "</s>" is a word of HTML like others: it counts only where the file sets it apart.
+    by_text |= {id for id, text in enumerate(tokens) if text == "</s>" and types[id] != NORMAL}
     if {"<|return|>", "<|call|>"} <= {tokens[id] for id in by_text}:
         by_text = {id for id in by_text if tokens[id] != "<|end|>"}  # there it only ends a thought
     return by_key | by_text
