@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,15 @@ def test_the_engine_of_the_models_own_tokenizers_cuts_alike(pre: str) -> None:
     cuts_alike()
     for text in nasty_texts():
         assert splitter(pre)(text) == [word for word, _ in original.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("pre", sorted(PATTERNS))
+@pytest.mark.parametrize("repeated", [" ", "\n", "你 ", "1", "!", "\u00a0", " \n"])
+def test_no_pattern_is_quadratic(pre: str, repeated: str) -> None:
+    text = repeated * 50_000 + "你"
+    start = time.perf_counter()
+    assert "".join(splitter(pre)(text)) == text
+    assert time.perf_counter() - start < 5  # 0.3 s; a search from each of the spaces takes half a minute
 
 
 def test_every_alias_has_its_pattern() -> None:

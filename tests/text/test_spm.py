@@ -148,7 +148,10 @@ def test_phi3_special_tokens_swallow_the_space_after_them() -> None:
         ({"tokens": 3}, "not an array"),
         ({"tokens": ["a", 4]}, "other than strings"),
         ({"scores": [1.0]}, "scores has 1 numbers for 270 tokens"),
-        ({"token_type": ["x"] * 300}, "token_type has 300 numbers"),
+        ({"token_type": ["x"] * 300}, "token_type holds something other than finite numbers"),
+        ({"scores": [float("nan")] * 300}, "scores holds something other than finite numbers"),
+        ({"bos_token_id": "one"}, "bos_token_id is 'one'; wanted a number"),
+        ({"add_space_prefix": [True]}, r"add_space_prefix is \[True\]; wanted true or false"),
     ],
 )
 def test_a_damaged_vocabulary_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from golden.texts import nasty_texts
 from golden.vocab import VOCABULARIES
+from tinyllava.errors import ModelError
 from tinyllava.text.tokenizer import TextStream, Tokenizer, Utf8Stream
 
 KINDS = sorted(VOCABULARIES)
@@ -115,6 +116,44 @@ def test_a_hundred_kilobytes_without_a_space_are_not_quadratic(kind: str) -> Non
     start = time.perf_counter()
     assert len(TOKENIZERS[kind].encode("你" * 33_000)) >= 33_000
     assert time.perf_counter() - start < 5
+
+
+KEYS = {
+    "model": ["llama", "gpt2"],
+    "pre": ["gpt-2", "llama-bpe", "no such"],
+    "tokens": [["<unk>", "a", "", "a", "▁", "<0x41>", "</s>", "ab", "Ġ", "<0x4>", "<0x 4>"]],
+    "token_type": [[2, 1, 5, 1, 4, 6, 3, 1, 99, 6, 6], np.zeros(11, np.int32)],
+    "scores": [np.linspace(0, -1, 11)],
+    "merges": [["a b", "", "a", "a b c", "Ġ a", "a b"]],
+    "bos_token_id": [0, 3, 11, -1],
+    "eot_token_id": [0, 7, 1 << 40],
+    "unknown_token_id": [0, 5],
+    "add_bos_token": [True, False],
+}
+odd = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.lists(st.integers()))
+
+
+@st.composite
+def any_metadata(draw: st.DrawFn) -> dict[str, Any]:
+    """A vocabulary some of whose keys are missing or nonsense."""
+    keys = {key: draw(st.sampled_from(values)) for key, values in KEYS.items()}
+    for key in draw(st.sets(st.sampled_from(sorted(keys)), max_size=2)):
+        if draw(st.booleans()):
+            del keys[key]
+        else:
+            keys[key] = draw(odd)
+    return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+
+@given(metadata=any_metadata(), text=texts)
+def test_any_vocabulary_works_or_is_refused_in_one_line(metadata: dict[str, Any], text: str) -> None:
+    try:
+        tokenizer = Tokenizer.from_metadata(metadata)
+    except ModelError as error:
+        assert "\n" not in str(error)
+        return
+    assert isinstance(tokenizer.decode(tokenizer.encode(text)), str)
+    assert all(isinstance(note, str) for note in tokenizer.notes)
 
 
 def test_tokens_by_text() -> None:

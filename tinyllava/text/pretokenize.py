@@ -73,7 +73,7 @@ PATTERNS: dict[str, list[str]] = {
         r"[\r\n]",
         rf"[\s]?[{DEEPSEEK_LETTERS}]+",
         r"[\s]?" + SIGNS,
-        r"[\s]+\Z",
+        r"(?<![\s])[\s]+\Z",  # the lookbehind only spares a search from every space of a long run
         HAN_AND_HANGUL,
         r"[\p{N}]+",
     ],

@@ -141,8 +141,8 @@ def choose_template(
     for token, template in TOKENS:
         if tokenizer.id_of(token) is not None:
             return template_for(template, compat), f"{template}: the vocabulary has {token}"
-    if "llama.rope.freq_base" in metadata and float(metadata["llama.rope.freq_base"]) == 1e6:
-        return template_for("mistral", compat), "mistral: rope.freq_base is 1000000, as only Mistral has it"
+    if str(metadata.get("llama.rope.freq_base")) == "1000000.0":
+        return template_for("mistral", compat), "mistral: rope.freq_base is 1000000, as in Mistral 0.2"
     return template_for("vicuna", compat), "vicuna: nothing in the file says otherwise"
 
 

@@ -6,8 +6,10 @@ SentencePiece's ``sentencepiece_model.proto`` for the token types.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 Kind = Literal["spm", "bpe"]
 KINDS: dict[str, Kind] = {"llama": "spm", "gpt2": "bpe"}  # by tokenizer.ggml.model
+
+BYTE_TEXT = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 # Pre-tokenizers whose models want a BOS although the file may not say so.
 BOS_BY_PRE = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"})
@@ -62,7 +66,7 @@ class Vocabulary:
         kind = _kind(metadata, where)
         tokens = _strings(metadata, "tokens", where)
         notes: list[str] = []
-        special = _special_ids(metadata, kind, len(tokens), notes)
+        special = _special_ids(metadata, kind, len(tokens), where, notes)
         types = _types(metadata, kind, tokens, special, where)
         end_ids = _end_ids(tokens, types, special)
         for id in end_ids:
@@ -71,9 +75,9 @@ class Vocabulary:
         if kind == "bpe" and not pre:
             notes.append("the file names no pre-tokenizer, so 'default' is used: words may be split wrongly")
             pre = "default"
-        if metadata.get(KEY + "add_eos_token"):
+        if _flag(metadata, "add_eos_token", False, where):
             notes.append("add_eos_token is set, but a prompt must stay open: no EOS is added")
-        add_bos = bool(metadata.get(KEY + "add_bos_token", kind == "spm" or pre in BOS_BY_PRE))
+        add_bos = _flag(metadata, "add_bos_token", kind == "spm" or pre in BOS_BY_PRE, where)
         return cls(
             kind=kind,
             tokens=tokens,
@@ -85,7 +89,7 @@ class Vocabulary:
             eos_id=special["eos"],
             unk_id=special["unknown"],
             add_bos=add_bos and special["bos"] is not None,
-            add_space_prefix=kind == "spm" and bool(metadata.get(KEY + "add_space_prefix", True)),
+            add_space_prefix=kind == "spm" and _flag(metadata, "add_space_prefix", True, where),
             end_ids=frozenset(end_ids),
             strips_right=_strips_right(metadata, tokens, types),
             notes=tuple(notes),
@@ -115,19 +119,16 @@ class Vocabulary:
 
 def byte_value(text: str) -> int | None:
     """255 for "<0xFF>", None for anything else."""
-    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        try:
-            return int(text[3:5], 16)
-        except ValueError:
-            return None
-    return None
+    match = BYTE_TEXT.fullmatch(text)
+    return int(match[1], 16) if match else None
 
 
 def _kind(metadata: Mapping[str, Any], where: object) -> Kind:
-    model = metadata.get(KEY + "model")
+    if KEY + "model" not in metadata:
+        raise ModelError(where, f"no vocabulary: {KEY}model is missing")
+    model = str(metadata[KEY + "model"])
     if model not in KINDS:
-        found = "the file has no vocabulary" if model is None else f"tokenizer '{model}'"
-        raise ModelError(where, found, wanted=" or ".join(f"'{name}'" for name in KINDS))
+        raise ModelError(where, f"tokenizer '{model}'", wanted=" or ".join(f"'{name}'" for name in KINDS))
     return KINDS[model]
 
 
@@ -151,10 +152,20 @@ def _strings(metadata: Mapping[str, Any], name: str, where: object) -> list[str]
 
 
 def _numbers(metadata: Mapping[str, Any], name: str, n_tokens: int, where: object) -> list[Any]:
+    """One finite number a token; numbers past the last token are left out."""
     numbers = _list(metadata, name, where)
-    if len(numbers) < n_tokens or not all(isinstance(number, (int, float)) for number in numbers):
+    if len(numbers) < n_tokens:
         raise ModelError(where, f"{KEY}{name} has {len(numbers)} numbers for {n_tokens} tokens")
+    if not all(isinstance(number, (int, float)) and isfinite(number) for number in numbers):
+        raise ModelError(where, f"{KEY}{name} holds something other than finite numbers")
     return numbers[:n_tokens]
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool, where: object) -> bool:
+    value = metadata.get(KEY + name, default)
+    if not isinstance(value, (bool, int)):
+        raise ModelError(where, f"{KEY}{name} is {value!r}", wanted="true or false")
+    return bool(value)
 
 
 def _scores(
@@ -184,16 +195,18 @@ def _types(
 
 
 def _special_ids(
-    metadata: Mapping[str, Any], kind: Kind, n_tokens: int, notes: list[str]
+    metadata: Mapping[str, Any], kind: Kind, n_tokens: int, where: object, notes: list[str]
 ) -> dict[str, int | None]:
     default = {"bos": 1, "eos": 2, "unknown": 0} if kind == "spm" else {"bos": 11, "eos": 11}
     ids: dict[str, int | None] = {}
     for name in ("bos", "eos", "eot", "eom", "unknown"):
         id = metadata.get(f"{KEY}{name}_token_id")
-        if id is not None and not 0 <= int(id) < n_tokens:
+        if not isinstance(id, (int, type(None))):
+            raise ModelError(where, f"{KEY}{name}_token_id is {id!r}", wanted="a number")
+        if id is not None and not 0 <= id < n_tokens:
             notes.append(f"{name}_token_id {id} is outside the vocabulary of {n_tokens}: ignored")
             id = None
-        id = default.get(name) if id is None else int(id)
+        id = default.get(name) if id is None else int(id)  # a bool is an int, too
         ids[name] = id if id is not None and id < n_tokens else None
     return ids
 
