@@ -198,7 +198,10 @@ def endless(files: Files) -> list[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_exits_with_130(files: Files, start: Start) -> None:
+    # Where the tests run in the background, Ctrl-C may be ignored, and a process inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(*endless(files))
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     assert process.stdout.read(1) != b""  # it has begun to answer
     process.send_signal(signal.SIGINT)
