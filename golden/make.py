@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hf-language": ("hf", "make_language", ()),
     "hf-clip": ("hf", "make_clip", ()),
     "llama-cpp-language": ("llama_cpp_logits", "make_language", ()),
+    "llama-cpp-quantized": ("llama_cpp_logits", "make_quantized", ()),
     "hf-images": ("hf_llava", "make_images", ()),
     "llama-cpp-images": ("mtmd", "make_images", ()),
     "llava-cli-images": ("llava_cli", "make_images", ("library",)),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "prompt-ids": ("prompts", "make_prompts", ("tokenizer_model",)),
     "spm": ("spm", "make_spm", ("tokenizer_model",)),
     "llama-vocabs": ("vocabularies", "make_llama_vocabularies", ("folder",)),
+    "convert-digests": ("converters", "make_digests", ("llama_cpp",)),
     "smollm2": ("smollm", "make_smollm2", ("gguf",)),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }

@@ -11,6 +11,8 @@ from golden.makers.hf import STORED_POSITIONS, prompt_ids
 from golden.manifest import record, save_arrays, versions
 from golden.models import LANGUAGE, write_language_model
 
+DTYPES = ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+
 
 class Model:
     """One model and one context, both freed by close().
@@ -66,3 +68,21 @@ def make_language() -> None:
     path = save_arrays("llama-cpp-language.npz", arrays)
     tolerance = "2e-4 absolute: float32 sums in another order; logits lie within 14"
     record(path, "llama-cpp-language", versions("llama-cpp-python", "gguf", "numpy"), tolerance)
+
+
+def make_quantized() -> None:
+    """llama-cpp-quantized.npz: <dtype>.logits of llama_gqa, its matrices in each type that gguf writes"""
+    spec, arrays = LANGUAGE["llama_gqa"], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in DTYPES:
+            path = Path(folder) / f"{dtype}.gguf"
+            write_language_model(path, spec, dtype)
+            model = Model(path)
+            arrays[f"{dtype}.logits"] = model.logits(prompt_ids(spec).tolist())[STORED_POSITIONS]
+            model.close()
+    path = save_arrays("llama-cpp-quantized.npz", arrays)
+    tolerance = (
+        "none: llama.cpp rounds activations to 8 bits (F16, BF16: 16). Compute the truth in float64 from the "
+        "same file; a fast mode must not be further from it than these logits are"
+    )
+    record(path, "llama-cpp-quantized", versions("llama-cpp-python", "gguf", "numpy"), tolerance)
