@@ -42,6 +42,12 @@ def test_merges_by_rank() -> None:
     assert tokenizer().encode(" thing") == [256, ord("h"), 260]
 
 
+def test_a_merge_that_is_listed_twice_keeps_its_first_rank() -> None:
+    tokens = ["a", "b", "c", "ab", "bc", "<|endoftext|>"]
+    t = tokenizer(tokens=tokens, token_type=[NORMAL] * 6, merges=["a b", "b c", "a b"], eos_token_id=5)
+    assert t.encode("abc") == [3, 2]
+
+
 def test_a_word_without_merges_is_its_bytes() -> None:
     assert tokenizer().encode("é") == [0xC3, 0xA9]
     assert tokenizer().decode([0xC3, 0xA9]) == "é"

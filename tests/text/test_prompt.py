@@ -270,7 +270,7 @@ def test_any_mixture_is_taken_apart_again(parts: list[bytes | str]) -> None:
     [
         ('<img src="data:image/jpeg;base64,AAAA', "not closed"),
         ('<img src="data:image/jpeg,AAAA">', "not closed or not base64"),
-        ('<img src="data:image/jpeg;base64,A$A=">', "not base64"),
+        ('<img src="data:image/jpeg;base64,AA$AA">', "not base64"),
         ('<img src="data:image/jpeg;base64,AAAAA">', "not base64"),
         ('<img src="data:image/jpeg;base64,é">', "not base64"),
         ('<img src="data:image/jpeg;base64,">', "is empty"),
@@ -294,9 +294,9 @@ def test_each_slot_gets_its_picture() -> None:
 @pytest.mark.parametrize(
     ("text", "n_pictures", "words"),
     [
-        ("<image>", 0, "1 times <image>, but 0 pictures"),
-        ("<image><image>", 1, "2 times <image>, but 1 picture. "),
-        ("<image>", 3, "1 times <image>, but 3 pictures"),
+        ("<image>", 0, "prompt: 0 pictures for 1 <image>. Give one --image for each"),
+        ("<image><image>", 1, "1 picture for 2 <image>"),
+        ("<image>", 3, "3 pictures for 1 <image>"),
     ],
 )
 def test_slots_and_pictures_must_match(text: str, n_pictures: int, words: str) -> None:

@@ -72,6 +72,12 @@ def test_user_defined_tokens_are_cut_out_longest_first() -> None:
     assert tokenizer().encode("<image>b", add_bos=False, parse_special=False) == [12, 3, 5]
 
 
+def test_longer_means_more_bytes_as_in_llama_cpp() -> None:
+    changed = metadata()
+    changed[KEY + "tokens"][12:14] = ["xa", "aé"]
+    assert Tokenizer.from_metadata(changed).encode("xaé", add_bos=False) == [3, 14 + ord("x"), 13]
+
+
 def test_each_stretch_between_special_tokens_gets_a_space_as_in_llama_cpp() -> None:
     assert tokenizer().encode("a</s>a") == [1, 9, 2, 9]
 
@@ -122,6 +128,17 @@ def test_what_a_file_may_leave_out() -> None:
     assert t.encode("abc") == [1, 10, 6]  # ids stand in for scores, so ab (7) comes before bc (8)
     assert t.decode([14 + 0x41]) == "A"
     assert "no token scores" in t.notes[0]
+
+
+def test_a_text_that_is_listed_twice_has_its_first_id() -> None:
+    changed = metadata()
+    changed[KEY + "tokens"][8] = "ab"
+    assert Tokenizer.from_metadata(changed).encode("bab", add_bos=False) == [3, 5, 7]
+
+
+def test_numbers_past_the_last_token_are_left_out() -> None:
+    longer = {name: [*metadata()[KEY + name], 1] for name in ("scores", "token_type")}
+    assert tokenizer(**longer).encode("ab") == [1, 10]
 
 
 def test_end_tokens_by_key_and_by_text() -> None:
