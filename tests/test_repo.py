@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ LAYERS = [
 RANK = {prefix: i for i, layer in enumerate(LAYERS) for prefix in layer}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
+LONG_FILES: set[str] = set()  # data tables and emitters of machine code, each with its reason
 
 
 def module_name(path: Path) -> str:
@@ -117,5 +119,5 @@ def test_a_run_never_imports_what_only_makes_goldens() -> None:
 
 
 def test_nothing_is_left_undone() -> None:
-    marks = ("TODO", "FIXME", "XXX", "NotImplementedError")
-    assert not [f"{path.name}: {mark}" for path in SOURCES for mark in marks if mark in path.read_text("utf-8")]
+    marks = re.compile(r"\b(TODO|FIXME|XXX|raise NotImplementedError)\b")
+    assert not [path.name for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))]

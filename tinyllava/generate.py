@@ -187,8 +187,6 @@ class Stream:
     def _prefill(self, x: Array, cache: KVCache) -> Array:
         """Read the whole prompt's embeddings x (n, n_embd) -> what the last piece gives for the head."""
         llama, ops = self.llava.language.llama, self.llava.ops
-        for token in self.plan.text_ids:
-            self.sampler.accept(token)
         hidden = x
         for piece in self.llava.chunks(x):
             self.progress("prompt", cache.length, len(x))
@@ -214,7 +212,7 @@ class Answer:
     def take(self, token: int) -> Iterator[str]:
         """Count one more token in; yields the text that it completes, if any."""
         self.n_sampled += 1
-        self.sampler.accept(token)
+        self.sampler.accept(token)  # penalties see the answer alone, as in llama-llava-cli, not the prompt
         if token in self.end_ids:
             self.finish_reason = "stop"
             return
