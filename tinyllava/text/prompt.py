@@ -232,7 +232,7 @@ def place_pictures(
     """
     n_slots = sum(isinstance(part, ImageSlot) for part in parts)
     if n_slots != len(pictures):
-        found = f"{len(pictures)} picture{'s' * (len(pictures) != 1)} for {n_slots} {IMAGE}"
+        found = f"{n_slots} times {IMAGE}, but {len(pictures)} picture{'s' * (len(pictures) != 1)}"
         raise UsageError("prompt", found, hint=f"Give one --image for each {IMAGE}")
     waiting = iter(pictures)
     placed: list[Part] = []
