@@ -103,6 +103,11 @@ def test_decoding_takes_the_spaces_out_that_encoding_put_in() -> None:
     assert t.decode(t.encode("a</s> b"), special=True) == "<s>a</s> b"
 
 
+def test_decoding_keeps_a_space_that_is_a_byte_token() -> None:
+    assert tokenizer().decode([14 + 0x20, 4]) == " a"
+    assert tokenizer().decode([11, 4]) == " a"
+
+
 def test_decoding_leaves_control_tokens_out() -> None:
     assert tokenizer().decode([1, 9, 2, 9, 0]) == "a a"
     assert tokenizer().token_bytes(2) == b""

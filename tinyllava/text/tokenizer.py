@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tinyllava.text.bpe import ByteLevelBPE
 from tinyllava.text.spm import SentencePieceBPE
-from tinyllava.text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Kind, Vocabulary
+from tinyllava.text.vocabulary import CONTROL, SPACE, UNKNOWN, USER_DEFINED, Kind, Vocabulary
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
@@ -176,7 +176,8 @@ class TextStream:
         if self._tokenizer.starts_new_text(id):
             self._strip_space = self._tokenizer.adds_space_prefix
         elif self._strip_space:
-            data = data.removeprefix(b" ")
+            # Not the byte token <0x20>: encoding never makes one of a prefix.
+            data = data.removeprefix(b" ") if self._tokenizer.text_of(id).startswith(SPACE) else data
             self._strip_space = False
         return self._utf8.push(data)
 
