@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "llama-vocabs": ("vocabularies", "make_llama_vocabularies", ("folder",)),
     "convert-digests": ("converters", "make_digests", ("llama_cpp",)),
     "smollm2": ("smollm", "make_smollm2", ("gguf",)),
+    "quantize-mixtures": ("quantize", "make_mixtures", ()),
+    "quantize-errors": ("quantize", "make_errors", ()),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }
 
