@@ -28,6 +28,11 @@ COMMANDS = {
     "demo": "the same, with the embedded model and its own picture",
     "tokenize": "show the tokens of a text",
     "inspect": "show what a model file holds",
+    "convert": "convert a LLaVA checkpoint to GGUF",
+    "quantize": "write a model file in fewer bits",
+    "surgery": "take projector and vision tower out of a checkpoint (a step of the old guide)",
+    "convert-image-encoder": "convert these two to an mmproj file (the same)",
+    "convert-llama": "convert the language model alone (the same)",
 }
 
 OVERVIEW = """\
@@ -72,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def dispatch(argv: list[str]) -> int:
     """Call the command that ``argv`` names; options without a command belong to ``run``."""
     if not argv or argv[0] in ("-h", "--help", "--usage"):
-        lines = (f"  {name:<10}{what}" for name, what in COMMANDS.items())
+        lines = (f"  {name:<23}{what}" for name, what in COMMANDS.items())
         print(OVERVIEW.format(version=__version__, commands="\n".join(lines)), end="")
         return 0
     if argv[0] == "--version":
@@ -81,7 +86,8 @@ def dispatch(argv: list[str]) -> int:
     name, rest = ("run", argv) if argv[0].startswith("-") else (argv[0], argv[1:])
     if name not in COMMANDS:
         raise unknown_command(name)
-    command: Callable[[list[str]], int] = import_module(f"tinyllava.commands.{name}").main
+    module = import_module(f"tinyllava.commands.{name.replace('-', '_')}")
+    command: Callable[[list[str]], int] = module.main
     return command(rest)
 
 

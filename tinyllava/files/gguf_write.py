@@ -96,7 +96,7 @@ def replacing(path: str | Path, needs_bytes: int = 0) -> Iterator[io.FileIO]:
     It lies beside ``path``, on the same disk, because only there renaming is one step. It has no buffer of its
     own, which could still fail when the file is closed: give it large pieces, through :func:`put`.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays one, and the file it points to is replaced
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     out = _create(path, beside, needs_bytes)
     try:
