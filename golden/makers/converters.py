@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,10 @@ def make_digests(llama_cpp: str) -> None:
     tree = Path(llama_cpp).resolve()
     made: dict[str, Any] = {}
     for spec in CHECKPOINTS.values():
-        if spec.layout != "original":
-            continue  # no script takes these; the same weights by the original names are among the others
+        if spec.layout == "hf-new":
+            continue  # the same weights as "hf-old"
+        if spec.layout == "hf-old":  # no script takes this; they get the same weights by the original's names
+            spec = replace(spec, layout="original", tokenizer="spm-image")
         with tempfile.TemporaryDirectory() as temporary:
             folder = write_checkpoint(Path(temporary) / spec.name, spec)
             made[spec.name] = language_model(tree, folder, spec) | image_encoder(tree, folder, spec)
