@@ -22,8 +22,8 @@ class KVCache:
 
     def __init__(self, config: LlamaConfig, n_ctx: int, ops: Ops) -> None:
         shape = (config.n_layer, config.n_head_kv, n_ctx, config.head_dim)
-        self.k: Array = ops.zeros(shape)
-        self.v: Array = ops.zeros(shape)
+        self.k: Array = ops.cache(shape)
+        self.v: Array = ops.cache(shape)
         self.n_ctx = n_ctx
         self.length = 0
 

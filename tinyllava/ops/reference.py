@@ -69,6 +69,10 @@ class NumpyOps:
         """Zeros whose memory the system hands out only as it is written (calloc)."""
         return np.zeros(shape, self.dtype)
 
+    def cache(self, shape: tuple[int, ...]) -> Array:
+        """Zeros that will hold keys or values. A backend may keep them in half precision."""
+        return self.zeros(shape)
+
     # ---- weights
 
     def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array:

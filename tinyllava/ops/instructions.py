@@ -1,0 +1,389 @@
+"""The vector instructions that kernels call, one small function each; simd.py has the picture.
+
+Addresses are whole numbers of bytes. Numba has no float16 on the CPU: its bits are read and converted here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tinyllava.ops.simd import (
+    BYTES,
+    F32,
+    FLOATS,
+    HARDWARE_HALF,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    call,
+    constant,
+    emit_dot4,
+    emit_fused,
+    instruction,
+    load,
+    pick,
+    splat,
+    store,
+)
+
+# ---- scalars
+
+
+@intrinsic
+def half_to_float(_typing: Any, bits: Any) -> Any:
+    """The float32 whose IEEE half-precision bits are ``bits`` (uint16); exact for every value."""
+    if not isinstance(bits, types.Integer):
+        return None
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        half = builder.trunc(args[0], I16)
+        if HARDWARE_HALF:
+            return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
+        return _half_by_integers(builder, builder.zext(half, I32))
+
+    return types.float32(bits), codegen
+
+
+def _half_by_integers(builder: Any, half: Any) -> Any:
+    """Move sign and magnitude to their places in a float32, and scale by 2^112, the difference of the biases.
+
+    The multiplication also normalises subnormals. An exponent of all ones (infinity, NaN) is restored after.
+    """
+    magnitude = builder.shl(builder.and_(half, ir.Constant(I32, 0x7FFF)), ir.Constant(I32, 13))
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, F32), ir.Constant(F32, 2.0**112)), I32)
+    exponent = ir.Constant(I32, 0x7C00)
+    special = builder.icmp_unsigned("==", builder.and_(half, exponent), exponent)
+    restored = builder.or_(magnitude, ir.Constant(I32, 0x7F800000))
+    sign = builder.shl(builder.and_(half, ir.Constant(I32, 0x8000)), ir.Constant(I32, 16))
+    return builder.bitcast(builder.or_(builder.select(special, restored, scaled), sign), F32)
+
+
+@instruction("f:i")
+def half_at(builder: Any, address: Any) -> Any:
+    """The half-precision number stored at an address, as float32."""
+    half = load(builder, address, I16)
+    if HARDWARE_HALF:
+        return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
+    return _half_by_integers(builder, builder.zext(half, I32))
+
+
+@instruction("f:i")
+def float_at(builder: Any, address: Any) -> Any:
+    """The float32 at an address."""
+    return load(builder, address, F32)
+
+
+@instruction("-:if")
+def put_float(builder: Any, address: Any, value: Any) -> None:
+    """Store a float32."""
+    store(builder, value, address)
+
+
+@instruction("-:ii")
+def put_int(builder: Any, address: Any, value: Any) -> None:
+    """Store the lower 32 bits of an integer."""
+    store(builder, builder.trunc(value, I32), address)
+
+
+@instruction("-:i")
+def clear_bytes(builder: Any, address: Any) -> None:
+    """64 zero bytes."""
+    store(builder, constant(BYTES, 0), address)
+
+
+@instruction("i:i")
+def word_at(builder: Any, address: Any) -> Any:
+    """The unsigned 32-bit integer at an address."""
+    return builder.zext(load(builder, address, I32), I64)
+
+
+@instruction("f:i")
+def bfloat_at(builder: Any, address: Any) -> Any:
+    """The bfloat16 at an address: the upper half of a float32."""
+    return builder.bitcast(builder.shl(builder.zext(load(builder, address, I16), I32), ir.Constant(I32, 16)), F32)
+
+
+@instruction("f:i")
+def float_of_bits(builder: Any, bits: Any) -> Any:
+    """The float32 with these bits."""
+    return builder.bitcast(builder.trunc(bits, I32), F32)
+
+
+@instruction("f:f")
+def power_of_two(builder: Any, n: Any) -> Any:
+    """2^n for a whole number n of -126 to 127: n + 127 is the exponent field."""
+    field = builder.add(builder.fptosi(n, I32), ir.Constant(I32, 127))
+    return builder.bitcast(builder.shl(field, ir.Constant(I32, 23)), F32)
+
+
+@instruction("-:i")
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address."""
+    pointer = builder.inttoptr(address, I8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    name = "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [pointer, *(ir.Constant(I32, n) for n in (0, 3, 1))])
+
+
+# ---- loading
+
+
+@instruction("b:i")
+def load_bytes(builder: Any, address: Any) -> Any:
+    """64 bytes."""
+    return load(builder, address, BYTES)
+
+
+@instruction("n:i")
+def load_ints(builder: Any, address: Any) -> Any:
+    """16 x int32."""
+    return load(builder, address, INTS)
+
+
+@instruction("v:i")
+def load_floats(builder: Any, address: Any) -> Any:
+    """16 x float32."""
+    return load(builder, address, FLOATS)
+
+
+@instruction("b:ii")
+def two_halves(builder: Any, a: Any, b: Any) -> Any:
+    """| 32 bytes at a | 32 bytes at b |."""
+    half = ir.VectorType(I8, 32)
+    return pick(builder, load(builder, a, half), load(builder, b, half), range(64))
+
+
+@instruction("b:ii")
+def four_quarters(builder: Any, a: Any, b: Any) -> Any:
+    """| 16 bytes at a | the same | 16 bytes at b | the same |: nibbles of two blocks of 32."""
+    quarter = ir.VectorType(I8, 16)
+    lanes = [*range(16), *range(16), *range(16, 32), *range(16, 32)]
+    return pick(builder, load(builder, a, quarter), load(builder, b, quarter), lanes)
+
+
+# ---- taking bits apart
+
+
+def _bits(builder: Any, v: Any, lanes_second: Any, first: Any, second: Any, mask: Any) -> Any:
+    """Shift dwords right, by ``second`` where lanes_second is 1, else by ``first``; keep ``mask`` of each byte."""
+    which = ir.Constant(ir.VectorType(ir.IntType(1), 16), list(lanes_second))
+    shift = builder.select(which, *(splat(builder, builder.trunc(s, I32)) for s in (second, first)))
+    shifted = builder.bitcast(builder.lshr(builder.bitcast(v, INTS), shift), BYTES)
+    return builder.and_(shifted, splat(builder, builder.trunc(mask, I8), 64))
+
+
+@instruction("b:biii")
+def bits_by_half(builder: Any, v: Any, first: Any, second: Any, mask: Any) -> Any:
+    """| (v >> first) & mask in 32 bytes | (v >> second) & mask in 32 bytes |."""
+    return _bits(builder, v, [0] * 8 + [1] * 8, first, second, mask)
+
+
+@instruction("b:biii")
+def bits_by_quarter(builder: Any, v: Any, first: Any, second: Any, mask: Any) -> Any:
+    """| >> first | >> second | >> first | >> second |, 16 bytes each, & mask."""
+    return _bits(builder, v, ([0] * 4 + [1] * 4) * 2, first, second, mask)
+
+
+@instruction("b:bb")
+def join_bits(builder: Any, low: Any, high: Any) -> Any:
+    """low | high << 4, byte by byte (high < 16)."""
+    shifted = builder.shl(builder.bitcast(high, INTS), constant(INTS, 4))
+    return builder.or_(low, builder.bitcast(shifted, BYTES))
+
+
+@instruction("b:bb")
+def either(builder: Any, a: Any, b: Any) -> Any:
+    """a | b."""
+    return builder.or_(a, b)
+
+
+@instruction("b:ii")
+def fifth_bits(builder: Any, a: Any, b: Any) -> Any:
+    """64 bytes, 16 where a bit is set: those of the 32-bit word at address a, then those of the one at b."""
+    words = pick(builder, *(splat(builder, load(builder, address, I32), 1) for address in (a, b)), range(2))
+    flags = builder.bitcast(words, ir.VectorType(ir.IntType(1), 64))
+    return builder.select(flags, constant(BYTES, 16), constant(BYTES, 0))
+
+
+@instruction("b:b")
+def flip_sign(builder: Any, v: Any) -> Any:
+    """s8 -> u8: add 128 to each byte."""
+    return builder.xor(v, constant(BYTES, -128))
+
+
+# ---- sums
+
+
+@instruction("n:")
+def no_ints(_builder: Any) -> Any:
+    """16 zeros."""
+    return constant(INTS, 0)
+
+
+@instruction("v:")
+def no_floats(_builder: Any) -> Any:
+    """16 zeros."""
+    return constant(FLOATS, 0.0)
+
+
+@instruction("n:nbb")
+def dot4(builder: Any, sums: Any, a: Any, b: Any) -> Any:
+    """The picture at the top."""
+    return emit_dot4(builder, sums, a, b)
+
+
+@instruction("v:n")
+def to_floats(builder: Any, v: Any) -> Any:
+    """16 x int32 -> 16 x float32."""
+    return builder.sitofp(v, FLOATS)
+
+
+@instruction("v:vvv")
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c."""
+    return emit_fused(builder, a, b, c)
+
+
+@instruction("v:vv")
+def times(builder: Any, a: Any, b: Any) -> Any:
+    """a * b."""
+    return builder.fmul(a, b)
+
+
+@instruction("v:vv")
+def add(builder: Any, a: Any, b: Any) -> Any:
+    """a + b."""
+    return builder.fadd(a, b)
+
+
+@instruction("f:v")
+def total(builder: Any, v: Any) -> Any:
+    """The sum of all 16 lanes."""
+    for width in (8, 4, 2, 1):  # fold the upper half onto the lower one
+        halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
+        v = builder.fadd(*halves)
+    return builder.extract_element(v, ir.Constant(I32, 0))
+
+
+@instruction("f:v")
+def total_of_upper_half(builder: Any, v: Any) -> Any:
+    """The sum of lanes 8 to 15."""
+    v = pick(builder, v, v, range(8, 16))
+    for width in (4, 2, 1):
+        v = builder.fadd(*(pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))))
+    return builder.extract_element(v, ir.Constant(I32, 0))
+
+
+# ---- scales: a number for each lane of dot4's sums
+
+
+@instruction("v:f")
+def everywhere(builder: Any, value: Any) -> Any:
+    """The same number in all lanes."""
+    return splat(builder, value)
+
+
+@instruction("v:ff")
+def by_half(builder: Any, first: Any, second: Any) -> Any:
+    """| first x 8 | second x 8 |."""
+    return pick(builder, splat(builder, first, 8), splat(builder, second, 8), range(16))
+
+
+@instruction("v:ffff")
+def by_quarter(builder: Any, *values: Any) -> Any:
+    """| first x 4 | second x 4 | third x 4 | fourth x 4 |."""
+    halves = [pick(builder, *(splat(builder, v, 4) for v in values[i : i + 2]), range(8)) for i in (0, 2)]
+    return pick(builder, *halves, range(16))
+
+
+@instruction("v:iiii")
+def floats_of_bytes(builder: Any, *words: Any) -> Any:
+    """The 16 unsigned bytes of four 32-bit words, as floats."""
+    v = ir.Constant(ir.VectorType(I32, 4), ir.Undefined)
+    for i, word in enumerate(words):
+        v = builder.insert_element(v, builder.trunc(word, I32), ir.Constant(I32, i))
+    return builder.uitofp(builder.zext(builder.bitcast(v, ir.VectorType(I8, 16)), INTS), FLOATS)
+
+
+@instruction("v:i")
+def floats_of_signed_bytes_at(builder: Any, address: Any) -> Any:
+    """16 signed bytes, as floats."""
+    return builder.sitofp(builder.sext(load(builder, address, ir.VectorType(I8, 16)), INTS), FLOATS)
+
+
+def _spread(lanes_each: int, first: int) -> Any:
+    """An instruction that repeats lanes first, first + 1, ... of a vector, each lanes_each times."""
+    lanes = [first + i // lanes_each for i in range(16)]
+
+    def emit(builder: Any, v: Any) -> Any:
+        return pick(builder, v, v, lanes)
+
+    return instruction("v:v")(emit)
+
+
+# Of 8 scales for 32 weights each, the two that dot4 over 64 weights needs; of 16 for 16 weights each, the four.
+scales_01, scales_23, scales_45, scales_67 = (_spread(8, i) for i in (0, 2, 4, 6))
+scales_0123, scales_4567, scales_89ab, scales_cdef = (_spread(4, i) for i in (0, 4, 8, 12))
+
+
+# ---- quantizing activations
+
+
+@instruction("f:i")
+def extreme(builder: Any, address: Any) -> Any:
+    """Of 32 floats, the one of largest magnitude, sign included; NaN if one of them is NaN or infinite."""
+    a, b = load(builder, address, FLOATS), load(builder, address, FLOATS, 64)
+    ends = []
+    for name in ("maxnum", "minnum"):
+        v = call(builder, f"llvm.{name}.v16f32", FLOATS, a, b)
+        for width in (8, 4, 2, 1):
+            kind = ir.VectorType(F32, width)
+            halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
+            if width == 1:
+                halves = [builder.extract_element(h, ir.Constant(I32, 0)) for h in halves]
+                v = call(builder, f"llvm.{name}.f32", F32, *halves)
+            else:
+                v = call(builder, f"llvm.{name}.v{width}f32", kind, *halves)
+        ends.append(v)
+    high, low = ends
+    end = builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+    probe = builder.fmul(builder.fadd(a, b), constant(FLOATS, 0.0))  # 0, or NaN wherever a number is not finite
+    v = probe
+    for width in (8, 4, 2, 1):
+        v = builder.fadd(*(pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))))
+    return builder.fadd(end, builder.extract_element(v, ir.Constant(I32, 0)))
+
+
+def _quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, kind: Any) -> Any:
+    """Round 32 floats times ``inverse`` to integers of at most ``limit``; store as ``kind``, return as i32."""
+    parts = []
+    for half in range(2):
+        v = builder.fmul(load(builder, address, FLOATS, 64 * half), splat(builder, inverse))
+        v = call(builder, "llvm.rint.v16f32", FLOATS, v)
+        v = call(builder, "llvm.minnum.v16f32", FLOATS, v, constant(FLOATS, limit))
+        parts.append(builder.fptosi(v, INTS))
+        store(builder, builder.trunc(parts[half], ir.VectorType(kind, 16)), to, half * kind.width * 2)
+    return parts
+
+
+@instruction("i:ifi")
+def quantize_bytes(builder: Any, address: Any, inverse: Any, to: Any) -> Any:
+    """32 floats times ``inverse`` -> 32 x s8. Returns the sums of the first 16 (lower word) and of the others."""
+    sums = []
+    for v in _quantize(builder, address, inverse, 127.0, to, I8):
+        sums.append(call(builder, "llvm.vector.reduce.add.v16i32", I32, v))
+    low, high = builder.zext(sums[0], I64), builder.zext(sums[1], I64)
+    return builder.or_(low, builder.shl(high, ir.Constant(I64, 32)))
+
+
+@instruction("-:ifi")
+def quantize_words(builder: Any, address: Any, inverse: Any, to: Any) -> None:
+    """32 floats times ``inverse`` -> 32 x s16."""
+    _quantize(builder, address, inverse, 32767.0, to, I16)

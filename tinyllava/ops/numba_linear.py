@@ -1,0 +1,203 @@
+"""linear for many tokens: weights become tiles piece by piece, tiles meet the quantized activations.
+
+    quantize_tokens    x (n, d) float32 -> records of TOKENS tokens x 32 columns
+    multiply_blocks    for each panel of rows: take its blocks apart, interleave 16 rows, multiply all tokens by it
+    multiply_floats    the same for float32 weights and activations
+
+A panel's tiles fit the second-level cache and are used for all tokens before the next panel is unpacked: no copy
+of the matrix is ever made. The layouts of the records are tile.py's. Reference of all: NumpyOps.linear.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyllava.ops.instructions import (
+    bfloat_at,
+    extreme,
+    half_at,
+    put_float,
+    put_int,
+    quantize_bytes,
+    quantize_words,
+)
+from tinyllava.ops.levels import levels_row
+from tinyllava.ops.team import bytes_at, floats_at, job, kernel, numbers_at
+from tinyllava.ops.tile import (
+    BLOCK,
+    LAYOUTS,
+    ROWS,
+    TOKENS,
+    interleave,
+    outer,
+    tile_minimum,
+    tile_minimum_2,
+    tile_offset,
+    tile_offset_2,
+    tile_words,
+)
+
+WORDS = len(LAYOUTS) - 1  # the number of the layout for 16-bit floats
+X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
+X_SCALES = tuple(layout.x_scales for layout in LAYOUTS)
+X_SUMS = tuple(layout.x_sums for layout in LAYOUTS)
+W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
+W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
+
+# The largest word: 32 products of |x| <= 2^14 with weights whose magnitudes add up to less than 2^17 fit in int32.
+X_WORD, W_WORD, W_WORDS = np.float32(2.0**14), np.float32(32767.0), np.float32(2.0**17 - 64)
+
+
+@job
+def quantize_tokens(args: int, item: int, _who: int) -> None:
+    """Tokens item * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros."""
+    a = numbers_at(args)
+    x, n, d, layout, offset, to = a[0], a[1], a[2], a[3], a[4], a[5]
+    n_records = d // BLOCK
+    for t in range(TOKENS):
+        token = TOKENS * item + t
+        for b in range(n_records):
+            record = to + (item * n_records + b) * X_SIZE[layout]
+            if token >= n:
+                clear_block(record, layout, t)
+            elif layout == WORDS:
+                block_of_words(x + 4 * (token * d + BLOCK * b), record, t)
+            else:
+                block_of_bytes(x + 4 * (token * d + BLOCK * b), record, layout, offset, t)
+
+
+@kernel
+def clear_block(record: int, layout: int, t: int) -> None:
+    """A token that is not there: zeros in its part of a record."""
+    size = X_SCALES[layout] // TOKENS
+    for i in range(0, size, 4):
+        put_int(record + t * size + i, 0)
+    for i in range(t, (X_SIZE[layout] - X_SCALES[layout]) // 4, TOKENS):
+        put_int(record + X_SCALES[layout] + 4 * i, 0)
+
+
+@kernel
+def block_of_bytes(x: int, record: int, layout: int, offset: int, t: int) -> None:
+    """32 floats at x -> token t's bytes, scale and sums. The largest becomes -128, which wastes no step."""
+    d = extreme(x) / np.float32(-128.0)
+    inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
+    both = quantize_bytes(x, inverse, record + t * BLOCK)
+    first, second = np.int64(np.int32(both & 0xFFFFFFFF)), both >> 32
+    put_float(record + X_SCALES[layout] + 4 * t, d)
+    sums = record + X_SUMS[layout] + 4 * t
+    if layout == 0:
+        put_int(sums, -offset * (first + second))
+    elif layout == 1:
+        put_float(sums, d * np.float32(first + second))
+    elif layout == 2:
+        put_int(sums, -offset * first)
+        put_int(sums + 4 * TOKENS, -offset * second)
+    else:
+        put_float(sums, d * np.float32(first))
+        put_float(sums + 4 * TOKENS, d * np.float32(second))
+
+
+@kernel
+def block_of_words(x: int, record: int, t: int) -> None:
+    """32 floats at x -> token t's words and scale."""
+    d = extreme(x) / -X_WORD
+    inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
+    quantize_words(x, inverse, record + t * 2 * BLOCK)
+    put_float(record + X_SCALES[WORDS] + 4 * t, d)
+
+
+# ---- weights
+
+
+@kernel
+def words_of_row(raw: int, is_bfloat: bool, d: int, floats: int, words: int, table: Any, at: int) -> None:
+    """A row of d 16-bit floats -> words and a scale for each 32; ``floats`` is scratch for 32 numbers."""
+    for b in range(table.shape[0]):
+        top, magnitudes = np.float32(0.0), np.float32(0.0)
+        for i in range(BLOCK):
+            value, where = np.float32(0.0), raw + 2 * (BLOCK * b + i)
+            if BLOCK * b + i < d:
+                value = bfloat_at(where) if is_bfloat else half_at(where)
+            put_float(floats + 4 * i, value)
+            top = max(top, abs(value))
+            magnitudes += abs(value)
+        scale = max(top / W_WORD, magnitudes / W_WORDS)
+        inverse = np.float32(1.0) / scale if scale != np.float32(0.0) else np.float32(0.0)
+        quantize_words(floats, inverse, words + 2 * BLOCK * b)
+        table[b, at] = scale
+
+
+@kernel
+def make_tile(
+    index: int, layout: int, raw: int, row_bytes: int, n_rows: int, d: int, rows: int, tile: int
+) -> None:
+    """n_rows <= 16 rows of blocks -> a tile; ``rows``: scratch for 16 rows of bytes or words and 32 floats."""
+    n_records, word = (d + BLOCK - 1) // BLOCK, 2 if layout == WORDS else 1
+    step = n_records * BLOCK * word  # bytes of a row in scratch
+    table = floats_at(tile, n_records, W_SIZE[layout] // 4)
+    for r in range(n_rows):
+        at, to = W_SCALES[layout] // 4 + r, rows + r * step
+        if layout == WORDS:
+            words_of_row(raw + r * row_bytes, index == 1, d, rows + ROWS * step, to, table, at)
+        else:
+            levels_row(index, bytes_at(raw + r * row_bytes, 1, row_bytes)[0], bytes_at(to, 1, step)[0], table, at)
+    for b in range(n_records):
+        for part in range(word):
+            to = tile + b * W_SIZE[layout] + part * 512
+            interleave(rows + (b * word + part) * BLOCK, step, to)
+
+
+@kernel
+def multiply_tile(layout: int, tile: int, x: int, y: int, y_step: int, n_records: int) -> None:
+    """A tile times the records of TOKENS tokens -> y."""
+    if layout == 0:
+        tile_offset(tile, x, y, y_step, n_records)
+    elif layout == 1:
+        tile_minimum(tile, x, y, y_step, n_records)
+    elif layout == 2:
+        tile_offset_2(tile, x, y, y_step, n_records)
+    elif layout == 3:
+        tile_minimum_2(tile, x, y, y_step, n_records)
+    else:
+        tile_words(tile, x, y, y_step, n_records)
+
+
+@job
+def multiply_blocks(args: int, item: int, who: int) -> None:
+    """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out rounded up)."""
+    a = numbers_at(args)
+    index, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+    x, n_groups, y, y_step, scratch = a[7], a[8], a[9], a[10], a[11] + who * a[12]
+    n_records = (d + BLOCK - 1) // BLOCK
+    tile_size = n_records * W_SIZE[layout]
+    first = item * panel
+    count = min(panel, (d_out + ROWS - 1) // ROWS - first)
+    for p in range(count):
+        row = (first + p) * ROWS
+        tile, rows = scratch + p * tile_size, scratch + panel * tile_size
+        make_tile(index, layout, raw + row * row_bytes, row_bytes, min(ROWS, d_out - row), d, rows, tile)
+    for g in range(n_groups):
+        for p in range(count):
+            tile, to = scratch + p * tile_size, y + g * TOKENS * y_step + (first + p) * ROWS * 4
+            multiply_tile(layout, tile, x + g * n_records * X_SIZE[layout], to, y_step, n_records)
+
+
+@job
+def multiply_floats(args: int, item: int, who: int) -> None:
+    """16 rows of a float32 matrix times all tokens -> 16 columns of y, both padded as above."""
+    a = numbers_at(args)
+    raw, d_out, d, x, n_groups, y, y_step, scratch = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7] + who * a[8]
+    count = min(ROWS, d_out - item * ROWS)
+    w = floats_at(raw + item * ROWS * d * 4, count, d)
+    tile = floats_at(scratch, d, ROWS)
+    for r in range(count):
+        for k in range(d):
+            tile[k, r] = w[r, k]
+    for g in range(n_groups):
+        at = y + g * TOKENS * y_step + item * ROWS * 4
+        for t in range(TOKENS):
+            for r in range(ROWS):
+                put_float(at + t * y_step + 4 * r, np.float32(0.0))
+        outer(scratch, ROWS * 4, x + g * TOKENS * d * 4, d * 4, at, y_step, d)

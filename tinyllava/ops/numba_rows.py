@@ -1,0 +1,160 @@
+"""Operations on one row, or one number, at a time: norms, activations, RoPE. Item ``i`` of a job is some rows.
+
+Reference of each: the method of NumpyOps with its name.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from tinyllava.ops.instructions import float_of_bits, power_of_two
+from tinyllava.ops.team import OPTIONS, floats_at, job, kernel, numbers_at
+
+# Without "reassoc": the two steps that subtract n * log(2) must stay two.
+exact = njit(nogil=True, **{**OPTIONS, "fastmath": {"contract", "nsz"}})
+LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (1.44269504088896, 0.693359375, -2.12194440e-4))
+TERMS = tuple(np.float32(c) for c in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5))
+
+
+@exact
+def exp(x: Any) -> Any:
+    """e^x to 2 units in the last place, for x up to 88; below -87 it stays at e^-87. NaN stays NaN.
+
+    x = n log(2) + r with |r| <= log(2)/2; e^r by a polynomial, 2^n by its exponent bits (Cephes library, expf.c).
+    """
+    if x < np.float32(-87.0):
+        x = np.float32(-87.0)
+    if x > np.float32(88.0):
+        x = np.float32(88.0)
+    n = np.rint(x * LOG2_E)
+    r = x - n * LN2_HIGH
+    r = r - n * LN2_LOW
+    p = TERMS[0]
+    p = p * r + TERMS[1]
+    p = p * r + TERMS[2]
+    p = p * r + TERMS[3]
+    p = p * r + TERMS[4]
+    p = p * r + TERMS[5]
+    return (p * (r * r) + r + np.float32(1.0)) * power_of_two(n)
+
+
+@kernel
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x)."""
+    return np.float32(1.0) / (np.float32(1.0) + exp(-x))
+
+
+# ---- norms
+
+
+@job
+def rms_norm(args: int, item: int, _who: int) -> None:
+    """x, weight, y, n rows, d columns, eps, rows for each item."""
+    a = numbers_at(args)
+    n, d, eps = a[3], a[4], float_of_bits(a[5])
+    x, w, y = floats_at(a[0], n, d), floats_at(a[1], 1, d)[0], floats_at(a[2], n, d)
+    for t in range(item * a[6], min(n, (item + 1) * a[6])):
+        squares = np.float32(0.0)
+        for i in range(d):
+            squares += x[t, i] * x[t, i]
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + eps)
+        for i in range(d):
+            y[t, i] = x[t, i] * scale * w[i]
+
+
+@job
+def layer_norm(args: int, item: int, _who: int) -> None:
+    """x, weight, bias, y, n rows, d columns, eps, rows for each item."""
+    a = numbers_at(args)
+    n, d, eps = a[4], a[5], float_of_bits(a[6])
+    x, y = floats_at(a[0], n, d), floats_at(a[3], n, d)
+    w, b = floats_at(a[1], 1, d)[0], floats_at(a[2], 1, d)[0]
+    for t in range(item * a[7], min(n, (item + 1) * a[7])):
+        total, squares = np.float32(0.0), np.float32(0.0)
+        for i in range(d):
+            total += x[t, i]
+        mean = total / np.float32(d)
+        for i in range(d):
+            squares += (x[t, i] - mean) * (x[t, i] - mean)
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + eps)
+        for i in range(d):
+            y[t, i] = (x[t, i] - mean) * scale * w[i] + b[i]
+
+
+# ---- activations: x, y, how many numbers, numbers for each item
+
+
+@job
+def gelu_erf(args: int, item: int, _who: int) -> None:
+    """x Phi(x)."""
+    a = numbers_at(args)
+    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
+    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+        y[i] = np.float32(0.5) * x[i] * (np.float32(1.0) + math.erf(x[i] * np.float32(math.sqrt(0.5))))
+
+
+@job
+def gelu_tanh(args: int, item: int, _who: int) -> None:
+    """(1 + tanh(u)) / 2 = sigmoid(2 u)."""
+    a = numbers_at(args)
+    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
+    twice = np.float32(2.0 * math.sqrt(2.0 / math.pi))
+    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+        y[i] = x[i] * sigmoid(twice * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i]))
+
+
+@job
+def gelu_quick(args: int, item: int, _who: int) -> None:
+    """x sigmoid(1.702 x)."""
+    a = numbers_at(args)
+    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
+    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+        y[i] = x[i] * sigmoid(np.float32(1.702) * x[i])
+
+
+@job
+def silu(args: int, item: int, _who: int) -> None:
+    """x sigmoid(x)."""
+    a = numbers_at(args)
+    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
+    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+        y[i] = x[i] * sigmoid(x[i])
+
+
+@job
+def swiglu(args: int, item: int, _who: int) -> None:
+    """silu(gate) * up. Arguments: gate, y, count, count for each item, up."""
+    a = numbers_at(args)
+    x, y, up = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0], floats_at(a[4], 1, a[2])[0]
+    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+        y[i] = x[i] * sigmoid(x[i]) * up[i]
+
+
+ACTIVATIONS = {"gelu_erf": gelu_erf, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_quick, "silu": silu}
+
+
+# ---- position
+
+
+@job
+def rope(args: int, item: int, _who: int) -> None:
+    """x, cos, sin, y, tokens, heads, features of a head, pairs turned, pairs are neighbours (or halves), rows."""
+    a = numbers_at(args)
+    n, n_head, d, half, neighbours = a[4], a[5], a[6], a[7], a[8]
+    x, y = floats_at(a[0], n, n_head * d), floats_at(a[3], n, n_head * d)
+    cos, sin = floats_at(a[1], n, half), floats_at(a[2], n, half)
+    for t in range(item * a[9], min(n, (item + 1) * a[9])):
+        for h in range(n_head):
+            for i in range(d * h + 2 * half, d * (h + 1)):
+                y[t, i] = x[t, i]
+            for i in range(half):
+                first, second = d * h + i, d * h + half + i
+                if neighbours:
+                    first, second = d * h + 2 * i, d * h + 2 * i + 1
+                u, v = x[t, first], x[t, second]
+                y[t, first] = u * cos[t, i] - v * sin[t, i]
+                y[t, second] = u * sin[t, i] + v * cos[t, i]

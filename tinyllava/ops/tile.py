@@ -1,0 +1,218 @@
+"""The inner loops of matrix products, written as LLVM code by Python loops that do the unrolling.
+
+A tile is ROWS rows of weights against TOKENS rows of activations: TOKENS accumulators of 16 lanes, one lane for
+each row of weights, that stay in registers while the loop walks along the rows.
+
+Operands are records, one for each 32 columns, that the loop reads from front to back:
+
+    weights      for j in 0..7:  | row 0: q[4j..4j+3] | row 1: q[4j..4j+3] | ... | row 15 |     8 x 64 bytes
+                 scales d: 16 floats, one for each row (two sets if a block is 16 wide), then the minima m alike
+    activations  | token 0: 32 x s8 | ... | token 7: 32 x s8 |, scales d: 8 floats, sums: 8 (two sets)
+
+In step j every token's four bytes are sent to all 16 lanes and meet the weights in one ``dot4``. After 8 steps the
+integers become floats and are multiplied by both scales. Two ways to treat weights w = d * (q - c) or d * q + m:
+
+    "offset"  the constant c is the format's; sums hold -c * sum(x) as int32, where accumulation starts
+    "minimum" m differs from block to block; sums hold d * sum(x) as float32, to be multiplied by m
+    ""        weights are signed 16-bit numbers without either; records hold words, and dot2 takes two at a time
+
+``outer`` is the same over float32, for float weights and for attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from tinyllava.ops.simd import (
+    BYTES,
+    F32,
+    FEATURES,
+    FLOATS,
+    I32,
+    I64,
+    INTS,
+    WORDS,
+    constant,
+    emit_dot2,
+    emit_dot4,
+    emit_fused,
+    instruction,
+    load,
+    splat,
+    store,
+)
+
+ROWS = 16
+TOKENS = 8 if "avx512f" in FEATURES else 2  # what 32 registers of 512 bits hold, or 16 of 256
+BLOCK = 32  # columns of a record
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things stand in the records of one kind of product; offsets and sizes in bytes."""
+
+    sums: str  # "offset", "minimum" or ""
+    groups: int = 1  # scales for each 32 columns
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a quantized number."""
+        return 1 if self.sums else 2
+
+    @property
+    def steps(self) -> int:
+        """Dot products for each 32 columns: each takes four bytes of a row."""
+        return BLOCK * self.word_bytes // 4
+
+    @property
+    def w_scales(self) -> int:
+        return self.steps * 64
+
+    @property
+    def w_minima(self) -> int:
+        return self.w_scales + 64 * self.groups
+
+    @property
+    def w_size(self) -> int:
+        return self.w_minima + (64 * self.groups if self.sums == "minimum" else 0)
+
+    @property
+    def x_scales(self) -> int:
+        return TOKENS * BLOCK * self.word_bytes
+
+    @property
+    def x_sums(self) -> int:
+        return self.x_scales + 4 * TOKENS
+
+    @property
+    def x_size(self) -> int:
+        return self.x_sums + (4 * TOKENS * 2 if self.sums else 0)
+
+
+LAYOUTS = (Layout("offset"), Layout("minimum"), Layout("offset", 2), Layout("minimum", 2), Layout(""))
+
+
+def _loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
+    """for i in range(count): values = body(i, values). Count is at least 1."""
+    before, inside = builder.block, builder.append_basic_block("records")
+    after = builder.append_basic_block("done")
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    i = builder.phi(I64)
+    values = [builder.phi(v.type) for v in start]
+    found = body(i, list(values))
+    following = builder.add(i, ir.Constant(I64, 1))
+    i.add_incoming(ir.Constant(I64, 0), before)
+    i.add_incoming(following, builder.block)
+    for phi, first, again in zip(values, start, found, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(again, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+    builder.position_at_end(after)
+    return list(found)
+
+
+def _record(builder: Any, layout: Layout, w: Any, x: Any, accumulators: list[Any]) -> list[Any]:
+    """One record of weights at address w against one of activations at x."""
+    sums = [[_start(builder, layout, x, t, g) for t in range(TOKENS)] for g in range(layout.groups)]
+    for j in range(layout.steps):
+        weights = load(builder, w, INTS, 64 * j)
+        group = sums[j * layout.groups // layout.steps]
+        for t in range(TOKENS):
+            activations = splat(builder, load(builder, x, I32, t * BLOCK * layout.word_bytes + 4 * j))
+            group[t] = _dot(builder, layout, group[t], weights, activations)
+    for t in range(TOKENS):
+        scaled = None
+        for g in range(layout.groups):
+            d, dots = load(builder, w, FLOATS, layout.w_scales + 64 * g), builder.sitofp(sums[g][t], FLOATS)
+            scaled = builder.fmul(d, dots) if scaled is None else emit_fused(builder, d, dots, scaled)
+        scale = splat(builder, load(builder, x, F32, layout.x_scales + 4 * t))
+        accumulators[t] = emit_fused(builder, scaled, scale, accumulators[t])
+        if layout.sums == "minimum":
+            for g in range(layout.groups):
+                m = load(builder, w, FLOATS, layout.w_minima + 64 * g)
+                total = splat(builder, load(builder, x, F32, layout.x_sums + 4 * (TOKENS * g + t)))
+                accumulators[t] = emit_fused(builder, m, total, accumulators[t])
+    return accumulators
+
+
+def _start(builder: Any, layout: Layout, x: Any, t: int, g: int) -> Any:
+    """Where the integer sums of token t and group g begin."""
+    if layout.sums != "offset":
+        return constant(INTS, 0)
+    return splat(builder, load(builder, x, I32, layout.x_sums + 4 * (TOKENS * g + t)))
+
+
+def _dot(builder: Any, layout: Layout, sums: Any, weights: Any, activations: Any) -> Any:
+    kind, emit = (BYTES, emit_dot4) if layout.word_bytes == 1 else (WORDS, emit_dot2)
+    return emit(builder, sums, builder.bitcast(weights, kind), builder.bitcast(activations, kind))
+
+
+def _tile(layout: Layout) -> Any:
+    """An intrinsic tile(w, x, y, y_step, n_records): y[t] = 16 sums for each token, y_step bytes apart."""
+
+    def emit(builder: Any, w: Any, x: Any, y: Any, y_step: Any, n_records: Any) -> None:
+        def body(i: Any, accumulators: list[Any]) -> list[Any]:
+            w_at = builder.add(w, builder.mul(i, ir.Constant(I64, layout.w_size)))
+            x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
+            return _record(builder, layout, w_at, x_at, accumulators)
+
+        sums = _loop(builder, n_records, [constant(FLOATS, 0.0)] * TOKENS, body)
+        for t, value in enumerate(sums):
+            store(builder, value, builder.add(y, builder.mul(y_step, ir.Constant(I64, t))))
+
+    return instruction("-:iiiii")(emit)
+
+
+tile_offset, tile_minimum, tile_offset_2, tile_minimum_2, tile_words = (_tile(layout) for layout in LAYOUTS)
+
+
+@instruction("-:iiiiiii")
+def outer(builder: Any, w: Any, w_step: Any, x: Any, x_step: Any, y: Any, y_step: Any, n: Any) -> None:
+    """y[t, r] += sum over k < n of x[t, k] * w[k, r], for TOKENS rows t and ROWS columns r, all float32.
+
+    Steps are bytes from one row of x, w or y to the next.
+    """
+    rows = [builder.add(y, builder.mul(y_step, ir.Constant(I64, t))) for t in range(TOKENS)]
+    xs = [builder.add(x, builder.mul(x_step, ir.Constant(I64, t))) for t in range(TOKENS)]
+
+    def body(k: Any, accumulators: list[Any]) -> list[Any]:
+        weights = load(builder, builder.add(w, builder.mul(k, w_step)), FLOATS)
+        at = builder.shl(k, ir.Constant(I64, 2))
+        for t in range(TOKENS):
+            value = splat(builder, load(builder, builder.add(xs[t], at), F32))
+            accumulators[t] = emit_fused(builder, value, weights, accumulators[t])
+        return accumulators
+
+    sums = _loop(builder, n, [load(builder, row, FLOATS) for row in rows], body)
+    for row, value in zip(rows, sums, strict=True):
+        store(builder, value, row)
+
+
+# ---- bringing weights into records
+
+
+@instruction("-:iii")
+def interleave(builder: Any, rows: Any, step: Any, to: Any) -> None:
+    """16 rows of 32 bytes, ``step`` bytes apart -> 8 x 64 bytes, as in the picture at the top.
+
+    That is a transposition of 16 x 8 dwords. Seen as one array of 128, whose index has the bits rrrrccc, it is
+    four perfect shuffles (first half and second half, one from each in turn): each turns the index by one bit.
+    """
+    half = ir.VectorType(I32, 8)
+    at = [load(builder, builder.add(rows, builder.mul(step, ir.Constant(I64, r))), half) for r in range(16)]
+    array = [builder.shuffle_vector(at[r], at[r + 1], _lanes(range(16))) for r in range(0, 16, 2)]
+    first = _lanes([i // 2 + 16 * (i % 2) for i in range(16)])
+    second = _lanes([8 + i // 2 + 16 * (i % 2) for i in range(16)])
+    for _ in range(4):
+        pairs = [(array[i], array[i + 4]) for i in range(4)]
+        array = [builder.shuffle_vector(a, b, lanes) for a, b in pairs for lanes in (first, second)]
+    for j, vector in enumerate(array):
+        store(builder, vector, to, 64 * j)
+
+
+def _lanes(values: Any) -> Any:
+    return ir.Constant(ir.VectorType(I32, 16), list(values))
