@@ -94,7 +94,7 @@ def make_plan(
             raise UsageError("prompt", "empty", wanted="a question", hint="Give one with -p")
         sources = [*images, *inline]
         parts, name = prompts.build(chosen, question, len(sources)), chosen.name
-    pixels = tuple(decode(source) for source in sources)
+    pixels = tuple(decode(source, llava.profile.exif) for source in sources)
     pictures = tuple(llava.plan_image(rgb) for rgb in pixels)
     plan = Plan(
         family=f"LLaVA-{pictures[0].kind}" if pictures else "text",

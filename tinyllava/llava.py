@@ -36,6 +36,7 @@ from tinyllava.vision.projector import ProjectorWeights, load_projector, project
 
 if TYPE_CHECKING:
     from tinyllava.generate import Plan, Result, Stream
+    from tinyllava.study.tracing import Trace
     from tinyllava.text.sampling import Sampling
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
@@ -172,7 +173,7 @@ class LLaVA:
         self, source: Source, *, tap: Tap = NULL, progress: Progress = no_progress
     ) -> npt.NDArray[np.float32]:
         """A picture (path, bytes, Pillow image) -> its embeddings, float32 (n_tokens, n_embd)."""
-        rgb = decode(source)
+        rgb = decode(source, self.profile.exif)
         return np.asarray(self.ops.numpy(self.encode_pixels(rgb, tap, progress)), dtype=np.float32)
 
     def encode_pixels(self, rgb: Pixels, tap: Tap = NULL, progress: Progress = no_progress) -> Array:
@@ -258,6 +259,22 @@ class LLaVA:
         for _ in answer:
             pass
         return answer.result
+
+    def trace(
+        self,
+        prompt: str = "",
+        images: Sequence[Source] = (),
+        *,
+        only: str | Sequence[str] | None = None,
+        attention: bool = False,
+        max_tokens: int = 1,
+        template: str = "auto",
+    ) -> Trace:
+        """What passes every tap while ``prompt`` is answered greedily: a dict of arrays. See study/tracing.py."""
+        from tinyllava.study.tracing import trace
+
+        settings: dict[str, Any] = {"max_tokens": max_tokens, "template": template}
+        return trace(self, prompt, images, only=only, attention=attention, **settings)
 
     def __enter__(self) -> LLaVA:
         return self

@@ -4,7 +4,12 @@ The original LLaVA, transformers and llama.cpp run the same weights, and still g
 and prompts: they pad, resize, tile, merge and approximate differently. Whatever differs is a field here.
 The code that computes takes these values as arguments and never asks which profile it is in.
 
-A Literal with one member is a choice of which one alternative exists in tinyllava so far.
+    llava      haotian-liu/LLaVA, as in PyPI's llava-torch 1.2.2.post1: what the models were trained with
+    hf         transformers 5.23.0, LlavaForConditionalGeneration and LlavaNextForConditionalGeneration
+    llava-cli  llama-llava-cli, as in llama-cpp-python 0.3.7 (llama.cpp's examples/llava)
+    mtmd       llama-mtmd-cli, as in llama-cpp-python 0.3.36 (llama.cpp's tools/mtmd)
+
+golden/known_differences.toml says where each value stands in their sources, and what it changes.
 """
 
 from __future__ import annotations
@@ -14,101 +19,186 @@ from typing import Literal
 
 from tinyllava.errors import UsageError
 
-Rounding = Literal["floor", "ceil"]  # of a positive number of pixels or patches
-Resample = Literal["bicubic"]  # a filter of Pillow's: antialiased, rounded to 8 bits after each pass
 Colour = tuple[int, int, int]  # red, green, blue, each 0..255
+Exif = Literal["ignore", "rotate"]
+OneTile = Literal["by_file", "crop", "pad_then_resize", "resize_then_pad"]
+PadPlace = Literal["centre", "top_left"]
+Resample = Literal["bicubic", "bilinear_point", "bicubic_point"]
+Real = Literal["float64", "float32"]
+PinpointOrder = Literal["width_height", "height_width"]
+Rounding = Literal["floor", "ceil", "floor_of_7_digits"]  # of a positive number of pixels or patches
+MergeRule = Literal["by_file", "spatial", "flat"]
+Overview = Literal["first", "last"]
+ClassToken = Literal["first", "last"]
+Blocks = Literal["stored", "count_less_one", "feature_layer_or_count_less_one"]
 Gelu = Literal["gelu_erf", "gelu_tanh"]
+Wording = Literal["conversation", "hub", "native", "chat_template"]
+SpacePrefix = Literal["each_text", "first_text"]
+
+# Text that means the model has begun to play the user, or to write markup that its tokenizer does not know.
+RUNAWAY_TEXTS = ("###", "<|im_end|>", "<|im_start|>", "USER:")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One implementation's answers. Every field is read somewhere, or names the one way that exists."""
+    """One implementation's answers. The defaults are the original LLaVA's."""
 
     name: str
     """What --compat and load(compat=) call it."""
 
     # ---- from a file to pixels
 
-    exif: Literal["ignore"] = "ignore"
-    """A camera's rotation mark. "ignore": pixels as stored (PIL's convert("RGB"), as llava/serve/cli.py)."""
+    exif: Exif = "ignore"
+    """A camera's rotation mark. "ignore": pixels as they are stored; "rotate": turned as the mark says."""
 
-    square_order: Literal["pad_then_resize"] = "pad_then_resize"
-    """LLaVA-1.5, a picture that is not square: grow it to a square first, then shrink that to one tile."""
+    one_tile: OneTile = "by_file"
+    """LLaVA-1.5, a picture that is not square: what makes it one square tile.
 
-    pad_place: Literal["centre"] = "centre"
-    """Where the picture lies in its padding; an odd pixel goes right or below (expand2square)."""
+    "pad_then_resize": grown to a square, then resized; "resize_then_pad": resized to fit, then padded;
+    "crop": its shorter side resized to the tile's, the middle cut out; "by_file": padded first, or cropped
+    where clip.vision.image_aspect_ratio is "square".
+    """
+
+    pad_place: PadPlace = "centre"
+    """Where the picture lies in LLaVA-1.5's padding; in the centre, an odd pixel goes right or below."""
 
     pad_colour: Colour | Literal["mean"] = "mean"
     """LLaVA-1.5's padding. "mean": int(255 * mean) of the file's own mean, (122, 116, 104) for CLIP."""
 
-    anyres_pad_colour: Colour = (0, 0, 0)
-    """LLaVA-1.6's padding around the resized picture (resize_and_pad_image)."""
-
     resample: Resample = "bicubic"
-    """The filter of every resize."""
+    """LLaVA-1.5's filter. "bicubic" is Pillow's, which averages all pixels that a smaller picture's pixel
+    covers; the two "_point" filters look at the 2x2 or 4x4 pixels around a point only (see resample.py)."""
 
     # ---- LLaVA-1.6: from pixels to tiles, from features to tokens
 
-    grid_rule: Literal["width_height"] = "width_height"
-    """Among resolutions that serve equally well the file's first wins; pinpoints are (width, height)."""
+    pinpoint_order: PinpointOrder = "width_height"
+    """How a pair in image_grid_pinpoints is read. Among resolutions that serve equally well the first wins,
+    so the order decides between upright and lying grids even where the list holds both."""
 
-    small_pictures: Literal["tiled"] = "tiled"
-    """A picture that fits into one tile is enlarged and tiled like any other."""
+    size_precision: Real = "float64"
+    """In what the scale of a resize is computed before its sizes are rounded: differs by a pixel at times."""
 
-    fit_rounding: Rounding = "ceil"
-    """The resized picture's shorter side inside its resolution (resize_and_pad_image)."""
+    small_pictures: Literal["tiled", "overview_only"] = "tiled"
+    """A picture that fits into one tile is enlarged and tiled like any other, or is its overview alone."""
 
-    overview: Literal["first"] = "first"
-    """The whole picture, stretched to one square tile, comes before the tiles."""
+    tiles_of_flat_files: Literal["all", "overview_only"] = "all"
+    """A file with pinpoints whose mm_patch_merge_type is "flat". "overview_only": square pictures are their
+    overview alone, others are treated as in LLaVA-1.5."""
 
-    merge: Literal["by_file"] = "by_file"
-    """How tiles become tokens: what clip.vision.mm_patch_merge_type says ("flat" when it says nothing)."""
+    anyres_resample: Resample = "bicubic"
+    """LLaVA-1.6's filter, for the overview and for the tiles."""
+
+    anyres_pad_colour: Colour = (0, 0, 0)
+    """LLaVA-1.6's padding around the resized picture."""
+
+    merge: MergeRule = "by_file"
+    """How tiles become tokens. "by_file": what clip.vision.mm_patch_merge_type says; "spatial": row after row
+    of the whole picture, padding included; "flat": tile after tile."""
 
     unpad_rounding: Rounding = "floor"
-    """The picture's shorter side in patches, when padding is cut away (unpad_image)."""
+    """The picture's shorter side in patches, when padding is cut away."""
 
-    newline: Literal["row"] = "row"
-    """image_newline stands at the end of each row of the merged map, and not after the overview."""
+    overview: Overview = "first"
+    """The whole picture, stretched to one square tile, comes before or after the tiles."""
 
     # ---- the vision tower and the projector
 
-    class_token: Literal["first"] = "first"
-    """The class embedding takes position 0, patches the positions after it."""
+    class_token: ClassToken = "first"
+    """Where the class embedding stands among the patches. Position embeddings and the rows that go on (all
+    but the first) stay in place, so "last" gives each patch its neighbour's position and passes the class
+    token on in place of the first patch."""
 
-    blocks: Literal["stored"] = "stored"
-    """How many blocks run: all that the file stores, unless clip.vision.feature_layer says otherwise.
+    blocks: Blocks = "stored"
+    """How many blocks run. "stored": all in the file, or those before clip.vision.feature_layer; files hold
+    just the blocks that the projector was trained on. The others run one fewer than block_count says."""
 
-    Files hold just the blocks that the projector was trained on. llama.cpp runs one fewer of them.
-    """
-
-    post_norm: Literal["never"] = "never"
-    """v.post_ln, if stored. LLaVA takes hidden_states[k], which for every k is without CLIP's last norm."""
+    post_norm: Literal["never", "if_stored"] = "never"
+    """v.post_ln. LLaVA takes hidden_states[k], which for every k is without CLIP's last norm."""
 
     vit_gelu: Gelu = "gelu_erf"
-    """What clip.use_gelu means: hidden_act "gelu" of transformers, which is exact. ggml: the tanh form."""
+    """What clip.use_gelu means. transformers' "gelu" is exact, ggml's is the tanh approximation."""
 
     projector_gelu: Gelu = "gelu_erf"
-    """torch.nn.GELU() between the projector's layers (multimodal_projector/builder.py). ggml: tanh."""
+    """The activation between the projector's layers."""
 
     # ---- the conversation
 
-    prompt: Literal["conversation"] = "conversation"
-    """The text around a question: the original's conversation templates with the picture on its own line."""
+    wording: Wording = "conversation"
+    """The text around a question: a table in text/prompt.py."""
 
-    bos: Literal["once"] = "once"
-    """The beginning-of-sequence token: once, before everything (tokenizer_image_token)."""
+    templates: Literal["by_file", "vicuna"] = "by_file"
+    """Which of the wording's templates a model gets by default: its own, or Vicuna's whatever the model."""
 
-    stop: Literal["template"] = "template"
-    """What ends an answer beside the end tokens: the template's separator (KeywordsStoppingCriteria)."""
+    space_prefix: SpacePrefix = "each_text"
+    """Where SentencePiece puts its space: before each stretch of text, or not after a picture."""
+
+    stop_texts: tuple[str, ...] = RUNAWAY_TEXTS
+    """Texts that end an answer, beside the end tokens. The original stops at its template's separator, which
+    is an end token; the rest is here so that a model that runs on does not answer itself."""
 
     temperature: float = 0.2
-    """Default sampling temperature (llava/serve/cli.py)."""
+    """Default sampling temperature; 0 is greedy."""
 
     max_tokens: int = 512
-    """Default limit of an answer's length in tokens (llava/serve/cli.py, max_new_tokens)."""
+    """Default limit of an answer's length in tokens; -1: all that the context has room for."""
 
 
-PROFILES: dict[str, Profile] = {"llava": Profile("llava")}
+LLAVA = Profile("llava")
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        LLAVA,
+        Profile(
+            "hf",
+            exif="rotate",
+            one_tile="crop",
+            pinpoint_order="height_width",
+            unpad_rounding="floor_of_7_digits",
+            wording="hub",
+            space_prefix="first_text",
+            stop_texts=(),
+            temperature=0.0,
+            max_tokens=20,
+        ),
+        Profile(
+            "llava-cli",
+            one_tile="pad_then_resize",
+            pad_place="top_left",
+            pad_colour=(122, 116, 104),
+            resample="bilinear_point",
+            size_precision="float32",
+            tiles_of_flat_files="overview_only",
+            anyres_resample="bicubic_point",
+            merge="spatial",
+            blocks="count_less_one",
+            post_norm="if_stored",
+            vit_gelu="gelu_tanh",
+            projector_gelu="gelu_tanh",
+            wording="native",
+            templates="vicuna",
+            temperature=0.8,
+            max_tokens=256,
+        ),
+        Profile(
+            "mtmd",
+            one_tile="resize_then_pad",
+            pad_colour=(122, 116, 104),
+            size_precision="float32",
+            small_pictures="overview_only",
+            merge="flat",
+            overview="last",
+            class_token="last",
+            blocks="feature_layer_or_count_less_one",
+            post_norm="if_stored",
+            vit_gelu="gelu_tanh",
+            projector_gelu="gelu_tanh",
+            wording="chat_template",
+            stop_texts=("ASSISTANT:",),
+            max_tokens=-1,
+        ),
+    )
+}
 
 
 def profile(name: str = "llava") -> Profile:

@@ -42,7 +42,7 @@ VISION_TAPS = {
     "blk.{i}.ffn_act": ("1 + n_patches", "n_ff"),
     "blk.{i}.ffn_down": ("1 + n_patches", "n_embd"),
     "blk.{i}.l_out": ("1 + n_patches", "n_embd"),  # the residual stream after the block
-    "features": ("n_patches", "n_embd"),  # the last block's output without the class token
+    "features": ("n_patches", "n_embd"),  # the last block's output without the class token's row
 }
 
 
@@ -79,6 +79,8 @@ class VisionWeights:
     position_embd: Array = array("1 + n_patches", "n_embd", name="v.position_embd.weight")
     pre_ln: Array = vector("n_embd", name="v.pre_ln.weight")
     pre_ln_bias: Array = vector("n_embd", name="v.pre_ln.bias")
+    post_ln: Array | None = vector("n_embd", name="v.post_ln.weight", optional=True)  # LLaVA does not use it
+    post_ln_bias: Array | None = vector("n_embd", name="v.post_ln.bias", optional=True)
 
 
 def load_vision(file: GGUFFile, config: VisionConfig, ops: Ops) -> VisionWeights:
@@ -104,11 +106,14 @@ def encode_tile(
     """One tile's features: normalised pixels (3, image_px, image_px) -> (n_patches, n_embd), row by row."""
     patches = ops.array(split_patches(pixels, config))  # (n_patches, 3 * patch_px * patch_px)
     x = tap("patch_embd", ops.linear(patches, weights.patch_embd, weights.patch_embd_bias))  # (n_patches, n_embd)
-    x = np.concatenate([weights.class_embd[None], x])  # (1 + n_patches, n_embd)
+    both = [weights.class_embd[None], x]
+    x = np.concatenate(both if config.class_token == "first" else both[::-1])  # (1 + n_patches, n_embd)
     x = tap("inp_embd", x + weights.position_embd)
     x = tap("pre_ln", ops.layer_norm(x, weights.pre_ln, weights.pre_ln_bias, config.norm_eps))
     for i, block in enumerate(weights.blocks):
         x = run_block(x, block, config, ops, tap.at(f"blk.{i}"))
+    if config.post_norm and weights.post_ln is not None and weights.post_ln_bias is not None:
+        x = ops.layer_norm(x, weights.post_ln, weights.post_ln_bias, config.norm_eps)
     return tap("features", x[1:])  # (n_patches, n_embd)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from tinyllava.errors import ModelError
-from tinyllava.profile import PROFILES, Profile
+from tinyllava.profile import LLAVA, Blocks, ClassToken, Profile
 from tinyllava.vision.image import Size
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class VisionConfig:
     merge: Merge
     ffn_swapped: bool  # the file calls the first layer ffn_down, as the 2023 script does
     newline: str | None  # what stands before the name of the tensor image_newline: "v." or "model."
+    class_token: ClassToken = "first"  # see profile.py
+    post_norm: bool = False  # whether v.post_ln is stored and applied
     notes: tuple[str, ...] = ()  # what was inferred, for people
 
     @property
@@ -71,7 +73,7 @@ class VisionConfig:
         return self.grid_patches**2
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, profile: Profile = PROFILES["llava"]) -> VisionConfig:
+    def from_gguf(cls, file: GGUFFile, profile: Profile = LLAVA) -> VisionConfig:
         """Read keys and shapes. ModelError names what is missing, contradictory or not supported."""
         reader = Reader(file)
         reader.refuse_other_towers()
@@ -84,7 +86,7 @@ class VisionConfig:
             n_embd=n_embd,
             n_ff=reader.shape("v.blk.0.ffn_down.weight", 2)[0 if swapped else 1],
             n_head=reader.n_head(n_embd),
-            n_block=reader.n_block(),
+            n_block=reader.n_block(profile.blocks),
             n_embd_llm=n_embd_llm,
             image_px=image_px,
             patch_px=patch_px,
@@ -99,6 +101,8 @@ class VisionConfig:
             merge=reader.merge(),
             ffn_swapped=swapped,
             newline=reader.newline(),
+            class_token=profile.class_token,
+            post_norm=profile.post_norm == "if_stored" and "v.post_ln.weight" in file.tensors,
             notes=tuple(reader.notes),
         )
 
@@ -203,28 +207,36 @@ class Reader:
             raise self.error(f"{key} {n_head}", wanted=f"a divisor of n_embd {n_embd}")
         return n_head
 
-    def n_block(self) -> int:
+    def n_block(self, rule: Blocks) -> int:
         """How many blocks run: all that are stored, or those before the layer that feature_layer names.
 
         feature_layer counts hidden states as transformers does: 0 is what enters block 0, k what leaves
-        block k - 1. llama.cpp runs one block fewer than block_count, which is not what LLaVA was trained on.
+        block k - 1. The two other rules run block_count - 1, which is not what LLaVA was trained on.
         """
-        stored = {int(m[1]) for name in self.file.tensors if (m := re.match(r"v\.blk\.(\d{1,6})\.", name))}
-        n_stored = len(stored)
-        if stored != set(range(n_stored)):
-            gap = min(set(range(n_stored)) - stored)
-            raise self.error(f"block v.blk.{gap} is missing", hint="The file is incomplete")
+        n_stored = self._stored_blocks()
         said = int(self.number(KEY + "block_count", n_stored))
         if said > n_stored:
             raise self.error(f"{n_stored} blocks stored", wanted=f"{said}, its block_count")
-        if said < n_stored:
-            self.notes.append(f"block_count says {said}, but {n_stored} blocks are stored, and run")
         layers = self.integers(KEY + "feature_layer")
         if len(layers) > 1:
             raise self.error(f"features of several layers {layers}", wanted="one clip.vision.feature_layer")
         if layers and not 0 <= layers[0] <= n_stored:
             raise self.error(f"clip.vision.feature_layer {layers[0]}", wanted=f"0..{n_stored}")
-        return layers[0] if layers else n_stored
+        if layers and rule != "count_less_one":
+            return layers[0]
+        if rule != "stored":
+            return said - 1
+        if said < n_stored:
+            self.notes.append(f"block_count says {said}, but {n_stored} blocks are stored, and run")
+        return n_stored
+
+    def _stored_blocks(self) -> int:
+        """How many v.blk.{i} there are. ModelError if one between them is missing."""
+        stored = {int(m[1]) for name in self.file.tensors if (m := re.match(r"v\.blk\.(\d{1,6})\.", name))}
+        if stored != set(range(len(stored))):
+            gap = min(set(range(len(stored))) - stored)
+            raise self.error(f"block v.blk.{gap} is missing", hint="The file is incomplete")
+        return len(stored)
 
     def activation(self, profile: Profile) -> Activation:
         """CLIP's QuickGELU unless the file says otherwise."""

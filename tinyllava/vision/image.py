@@ -1,8 +1,8 @@
 """A picture file becomes pixels: decode, pad, resize, normalise.
 
-Pixels are uint8 (height, width, 3) in red, green, blue until `normalise` makes them floats. Resizing is
-Pillow's own, because LLaVA was trained on what Pillow's filters give: they antialias, and they round to
-8 bits after the horizontal and after the vertical pass.
+Pixels are uint8 (height, width, 3) in red, green, blue until `normalise` makes them floats. The usual filter
+is Pillow's own, because LLaVA was trained on what it gives: it antialiases, and rounds to 8 bits after the
+horizontal and after the vertical pass. resample.py has two others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Union
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.errors import PictureError
-from tinyllava.profile import Colour, Resample
+from tinyllava.profile import Colour, Exif, PadPlace, Resample
+from tinyllava.vision.resample import bicubic_point, bilinear_point
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -57,12 +58,12 @@ def read_size(source: Source) -> Size:
         return _header_size(image, where)
 
 
-def decode(source: Source) -> Pixels:
+def decode(source: Source, exif: Exif = "ignore") -> Pixels:
     """The pixels (h, w, 3) of a file, of a file's bytes, or of a Pillow image.
 
     The rule is the original's ``Image.open(...).convert("RGB")``: the first frame of several, colours of
-    palettes looked up, CMYK converted, the colour under transparent pixels shown as it is stored, and a
-    camera's EXIF rotation not applied.
+    palettes looked up, CMYK converted, the colour under transparent pixels shown as it is stored. A camera's
+    EXIF rotation is applied only where ``exif`` is "rotate".
 
     One departure: Pillow's convert() cuts 16-bit grey off at 255, so that X-rays and depth maps turn white.
     Here their high byte is taken, which is what Pillow itself does with 16-bit colour.
@@ -73,7 +74,7 @@ def decode(source: Source) -> Pixels:
     where = _name(source)
     with _pillow(where), _opened(source) as image:
         _header_size(image, where)
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(_upright(image) if exif == "rotate" else image)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise PictureError(where, f"decodes to an array of shape {rgb.shape}", wanted="(height, width, 3)")
     return rgb
@@ -160,6 +161,13 @@ def _header_size(image: PILImage.Image, where: str) -> Size:
     return size
 
 
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    """The picture turned and mirrored as its EXIF mark says, if it has one."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
 def _to_rgb(image: PILImage.Image) -> Pixels:
     """Pillow's image as pixels (h, w, 3). Modes "I" and "I;16*" are how Pillow holds 16-bit grey."""
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -172,31 +180,44 @@ def _to_rgb(image: PILImage.Image) -> Pixels:
 # ---- pad, resize, crop
 
 
-def pad_to(rgb: Pixels, size: Size, colour: Colour) -> Pixels:
-    """The picture in the middle of a larger one: (h, w, 3) -> (size.height, size.width, 3).
+def pad_to(rgb: Pixels, size: Size, colour: Colour, place: PadPlace = "centre") -> Pixels:
+    """The picture in a larger one: (h, w, 3) -> (size.height, size.width, 3).
 
-    The place is rounded down, so an odd pixel of padding is on the right or below.
+    The centre is rounded down, so an odd pixel of padding is on the right or below.
     """
     height, width = size_of(rgb)
     top, left = (size.height - height) // 2, (size.width - width) // 2
+    if place == "top_left":
+        top = left = 0
     canvas = np.empty((size.height, size.width, 3), np.uint8)
     canvas[:] = colour
     canvas[top : top + height, left : left + width] = rgb
     return canvas
 
 
-def pad_to_square(rgb: Pixels, colour: Colour) -> Pixels:
-    """(h, w, 3) -> (s, s, 3) with s = max(h, w), the picture in the middle (mm_utils.py, expand2square)."""
+def pad_to_square(rgb: Pixels, colour: Colour, place: PadPlace = "centre") -> Pixels:
+    """(h, w, 3) -> (s, s, 3) with s = max(h, w)."""
     side = max(size_of(rgb))
-    return pad_to(rgb, Size(side, side), colour)
+    return pad_to(rgb, Size(side, side), colour, place)
 
 
 def resize(rgb: Pixels, size: Size, resample: Resample = "bicubic") -> Pixels:
-    """Pillow's resize: (h, w, 3) -> (size.height, size.width, 3). The same size is a copy, bit for bit."""
+    """(h, w, 3) -> (size.height, size.width, 3). The same size is a copy, bit for bit."""
+    return RESAMPLERS[resample](rgb, size.height, size.width)
+
+
+def bicubic(rgb: Pixels, height: int, width: int) -> Pixels:
+    """Pillow's bicubic filter: (h, w, 3) -> (height, width, 3)."""
     from PIL import Image
 
-    image = Image.fromarray(rgb).resize((size.width, size.height), Image.Resampling[resample.upper()])
-    return np.array(image)
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
+
+RESAMPLERS: dict[Resample, Callable[[Pixels, int, int], Pixels]] = {
+    "bicubic": bicubic,
+    "bilinear_point": bilinear_point,
+    "bicubic_point": bicubic_point,
+}
 
 
 def crop_centre(rgb: Pixels, size: Size) -> Pixels:
@@ -224,5 +245,3 @@ def mean_colour(mean: Sequence[float]) -> Colour:
     """The colour that normalises to about zero: int(255 * mean), e.g. (122, 116, 104) for CLIP."""
     red, green, blue = (int(m * 255) for m in mean)
     return red, green, blue
-
-
