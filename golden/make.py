@@ -23,10 +23,15 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "prompt-ids": ("prompts", "make_prompts", ("tokenizer_model",)),
     "spm": ("spm", "make_spm", ("tokenizer_model",)),
     "llama-vocabs": ("vocabularies", "make_llama_vocabularies", ("folder",)),
+    "hf-convert": ("hf_convert", "make", ()),
     "convert-digests": ("converters", "make_digests", ("llama_cpp",)),
     "smollm2": ("smollm", "make_smollm2", ("gguf",)),
     "quantize-mixtures": ("quantize", "make_mixtures", ()),
     "quantize-errors": ("quantize", "make_errors", ()),
+    "compat-llava": ("compat_original", "make_compat", ()),
+    "compat-hf": ("compat_hf", "make_compat", ()),
+    "compat-llava-cli": ("compat_cli", "make_compat", ("library",)),
+    "compat-mtmd": ("compat_mtmd", "make_compat", ()),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }
 

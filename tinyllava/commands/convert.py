@@ -29,7 +29,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("options")
     what = "folder of the CLIP model, where the LLaVA has no vision tower inside (1.5) or does not say its sizes"
     parser.option(group, "--vision-tower", metavar="DIR", type=Path, help=what)
-    what = "config.json of the vision tower (default: that of --vision-tower, or what arrays and config say)"
+    what = "config.json of the vision tower (default: that of --vision-tower, or told by arrays and config)"
     parser.option(group, "--vision-config", metavar="FILE", type=Path, help=what)
     parser.option(group, "-o --output-dir", metavar="DIR", type=Path, help="folder to write to (default: DIR-gguf)")
     what = f"type of the language model: {TYPES} (default: as the checkpoint has it)"
