@@ -21,10 +21,13 @@ LAYERS = [
     {"tinyllava.files"},
     {"tinyllava.ops", "tinyllava.weights"},
     {"tinyllava.vision", "tinyllava.language", "tinyllava.text"},
-    {"tinyllava.llava", "tinyllava.generate"},
+    {"tinyllava.llava", "tinyllava.generate", "tinyllava.taps"},
     {"tinyllava.study", "tinyllava.convert"},
     {"tinyllava.commands", "tinyllava.cli", "tinyllava.__main__"},
 ]
+# What looks upwards on purpose, from inside a function: a method that stands for a module of a higher layer.
+TRACING = "tinyllava.study.tracing"
+UPWARD = {"tinyllava.llava": {TRACING, f"{TRACING}.trace", f"{TRACING}.Trace"}}
 RANK = {prefix: i for i, layer in enumerate(LAYERS) for prefix in layer}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
@@ -71,7 +74,7 @@ def test_imports_point_down(path: Path) -> None:
         assert module_name(path) == "tinyllava", "name the module's layer in LAYERS"
         return
     upward = {name for name in imports(path) if (rank(name) or 0) > own}
-    assert not upward
+    assert not upward - UPWARD.get(module_name(path), set())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
