@@ -275,7 +275,7 @@ def q4_k(x: Floats) -> Blocks:
 @quantizer("Q5_K")
 def q5_k(x: Floats) -> Blocks:
     """Q4_K with q of 5 bits."""
-    d, dmin, s, m, q = _affine(x, 32, 31, 63, first=-0.5, n_grids=16)
+    d, dmin, s, m, q = _affine(x, 32, 31, 63, first=-1.0, n_grids=21)
     high, low = pack(q >> 4, 32, 1), pack(q & 15, 32, 4)
     return records("Q5_K", d=d, dmin=dmin, scales=_pack_k_scales(s, m), qh=high, qs=low)
 
@@ -314,7 +314,7 @@ def _iq4_codes(groups: Floats, d: Floats, s: Multiples, units: int) -> Bytes:
 def iq4_nl(x: Floats) -> Blocks:
     """d * IQ4_VALUES[q], blocks of 32."""
     d = _to_half(_iq4_scales(x))  # (n_blocks,)
-    codes = _iq4_codes(x, d, np.ones(len(x), np.int32), units=2)
+    codes = _iq4_codes(x, d, np.ones(len(x), np.int32), units=0)
     return records("IQ4_NL", d=d, qs=pack(codes, 16, 4))
 
 

@@ -217,14 +217,19 @@ def products(x: Floats, w: Floats, inverse: Number, half: int) -> tuple[Number, 
 
 @kernel
 def settle_symmetric(x: Floats, half: int, units: int, d: Floats, s: Multiples, codes: Codes) -> None:
-    """Codes for d * s * (q - half), once d (n_groups,) is known; s (n_groups,) moves by one if that is better."""
+    """Codes for d * s * (q - half), once d (n_groups,) is known; s (n_groups,) moves if another is better.
+
+    Tried are s, its neighbours, and -units, the scale of the block's leading group, which d holds exactly: where
+    the groups are alike, that beats any scale of their own that has to be rounded.
+    """
     w = np.empty(x.shape[1], np.float32)
     for g in range(x.shape[0]):
         weigh_squared(x[g], w)
         best, best_s = F32(np.inf), s[g]
-        for try_s in range(max(s[g] - 1, -units), min(s[g] + 1, units - 1) + 1):
+        for k in range(4):
+            try_s = max(s[g] - 1 + k, -units) if k < 3 else -units
             error = symmetric_error(x[g], w, d[g] * F32(try_s), half)
-            if error < best:
+            if try_s < units and error < best:
                 best, best_s = error, try_s
         s[g] = best_s
         round_symmetric(x[g], d[g] * F32(best_s), half, codes[g])
@@ -293,22 +298,32 @@ def fit_values(x: Floats, values: Floats, middles: Floats, n_grids: int, scale: 
 def settle_values(
     x: Floats, values: Floats, middles: Floats, units: int, d: Floats, s: Multiples, codes: Codes
 ) -> None:
-    """Codes for d * s * values[q], once d (n_groups,) is known; s (n_groups,) moves by one if that is better."""
+    """Codes for d * s * values[q], once d (n_groups,) is known; s (n_groups,) moves as in settle_symmetric.
+
+    Where the format has no s, units is 0: then nothing is tried, and s, all ones, stays as it is.
+    """
     w = np.empty(x.shape[1], np.float32)
     for g in range(x.shape[0]):
         weigh_squared(x[g], w)
         best, best_s = F32(np.inf), s[g]
-        for try_s in range(max(s[g] - 1, -units), min(s[g] + 1, units - 1) + 1):
-            scale = d[g] * F32(try_s)
-            inverse = F32(1) / scale if scale != F32(0) else F32(0)
-            error = F32(0)
-            for i in range(x.shape[1]):
-                miss = scale * values[nearest_value(x[g, i] * inverse, middles)] - x[g, i]
-                error += w[i] * miss * miss
-            if error < best:
+        for k in range(4):
+            try_s = max(s[g] - 1 + k, -units) if k < 3 else -units
+            error = value_error(x[g], w, d[g] * F32(try_s), values, middles)
+            if try_s < units and error < best:
                 best, best_s = error, try_s
         s[g] = best_s
         round_values(x[g], d[g] * F32(best_s), middles, codes[g])
+
+
+@kernel
+def value_error(x: Floats, w: Floats, scale: Number, values: Floats, middles: Floats) -> Number:
+    """The weighted squared error of rounding a group to scale * values[q]."""
+    inverse = F32(1) / scale if scale != F32(0) else F32(0)
+    error = F32(0)
+    for i in range(x.shape[0]):
+        miss = scale * values[nearest_value(x[i] * inverse, middles)] - x[i]
+        error += w[i] * miss * miss
+    return error
 
 
 @kernel
