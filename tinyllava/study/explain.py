@@ -1,0 +1,220 @@
+"""Explain: one answer about one picture, watched from the file to the last token.
+
+    explanation = explain(llava, "What is this?", "cat.png")
+    explanation.tokens[0].probability, explanation.maps.shape, explanation.walk[3].place
+
+The page that shows it is explain_page.py, the terminal's table explain_text.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava.errors import UsageError
+from tinyllava.generate import Plan, Result, Stream, make_plan
+from tinyllava.language.llama import unembed
+from tinyllava.llava import LLaVA, Progress, no_progress
+from tinyllava.study.explain_maps import Keep, MapKeeper, Panel, choose_maps, make_panels
+from tinyllava.study.explain_walk import Row, count_weights, make_walk, watching_seconds, weight_owners
+from tinyllava.study.explain_watch import Event, Phase, Step, Watch, WatchedSampler
+from tinyllava.text.prompt import ImageSlot
+from tinyllava.text.sampling import Sampling, softmax
+from tinyllava.text.tokenizer import Tokenizer
+from tinyllava.vision.image import Pixels, Source, decode
+
+Floats = npt.NDArray[Any]
+N_BEST = 5  # tokens listed beside the chosen one
+N_LENS = 3  # tokens listed for each layer of the logit lens
+WARM_UP_PARAMETERS = 300_000_000  # a smaller model runs once before it is timed
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token and its probability before any sampling setting touches it: softmax of the logits."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class TokenStep:
+    """One token of the answer: what was chosen, what else was likely, what each layer would have said."""
+
+    chosen: Guess
+    rank: int  # 1: the most probable
+    best: tuple[Guess, ...]  # the N_BEST most probable others
+    is_end: bool  # it ended the answer, and is not part of the text
+    lens: tuple[tuple[Guess, ...], ...]  # for what enters block 0, then for each block: N_LENS best
+    lens_chosen: tuple[float, ...]  # the chosen token's probability there
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that the report draws. Maps: (n_tokens, 1 + layers kept, 1 + heads kept, tokens of the picture)."""
+
+    question: str
+    llava: LLaVA
+    plan: Plan
+    result: Result
+    walk: list[Row]
+    watching_s: float
+    tokens: list[TokenStep]
+    rgb: Pixels  # the picture as given
+    tiles: npt.NDArray[np.uint8]  # (n_tiles, tile_px, tile_px, 3): what the vision tower sees
+    panels: list[Panel]
+    keep: Keep
+    maps: Floats  # index 0 on the axes of layers and heads is the mean over all of them
+    shares: Floats  # (n_tokens, 1 + layers, 1 + heads, 5): attention on each of explain_maps.SEGMENTS
+
+
+def explain(
+    llava: LLaVA,
+    question: str,
+    image: Source,
+    *,
+    max_tokens: int = 64,
+    sampling: Sampling | None = None,
+    template: str = "auto",
+    progress: Progress = no_progress,
+    lens: bool = True,
+) -> Explanation:
+    """Answer ``question`` about ``image`` (greedily unless ``sampling`` says otherwise) and watch it happen.
+
+    Raises what ``generate`` raises, and UsageError for a prompt with more than one picture.
+    """
+    started = time.perf_counter()
+    rgb = decode(image)
+    decoded = _event("picture", "decode", rgb.shape, started, decode.__code__)
+    plan = make_plan(llava, question, [image], max_tokens=max_tokens, template=template)
+    start, stop = picture_columns(plan)
+    started = time.perf_counter()
+    llava.tokenizer.encode(question)
+    tokens = _event("prompt", "tokens", (len(plan.text_ids),), started, Tokenizer.encode.__code__)
+    _warm_up(llava, plan)
+
+    config = llava.language.llama.config
+    keep = choose_maps(config.n_layer, config.n_head, plan.image_tokens, plan.max_tokens)
+    keeper = MapKeeper(config.n_layer, slice(start, stop), plan.prompt_tokens, keep)
+    watch = Watch(llava.ops, plan.prompt_tokens, keeper)
+    result = _run(llava, plan, sampling or Sampling(temperature=0.0), watch, progress)
+    return Explanation(
+        question=question,
+        llava=llava,
+        plan=plan,
+        result=result,
+        walk=make_walk(_in_order(decoded, tokens, watch.events), llava),
+        watching_s=watching_seconds(watch.events),
+        tokens=[_token(step, llava, lens) for step in watch.steps],
+        rgb=rgb,
+        tiles=as_seen(watch.pixels, llava),
+        panels=make_panels(plan.pictures[0]),
+        keep=keep,
+        maps=np.stack(keeper.maps),
+        shares=np.stack(keeper.shares),
+    )
+
+
+def picture_columns(plan: Plan) -> tuple[int, int]:
+    """Where the picture's tokens start and stop in the prompt. UsageError unless there is one picture."""
+    if len(plan.pictures) != 1:
+        found = f"{len(plan.pictures)} pictures"
+        raise UsageError("--image", found, wanted="one picture to explain", hint="Explain them one after another")
+    start = 0
+    for part in plan.parts:
+        if isinstance(part, ImageSlot):
+            break
+        start += len(part)
+    return start, start + plan.image_tokens
+
+
+# ---- the run
+
+
+def _run(llava: LLaVA, plan: Plan, sampling: Sampling, watch: Watch, progress: Progress) -> Result:
+    stream = Stream(llava, plan, sampling, progress)
+    stream.sampler = WatchedSampler(sampling, llava.language.llama.config.n_vocab, watch)
+    stream.tap = watch.tap()
+    for _ in stream:
+        pass
+    return stream.result
+
+
+def _warm_up(llava: LLaVA, plan: Plan) -> None:
+    """Run a small model once unseen, so that compiling and reading the file do not count as the steps' time.
+
+    A large one would take as long again; its times include reading its weights from disk.
+    """
+    if n_parameters(llava) < WARM_UP_PARAMETERS:
+        for _ in Stream(llava, replace(plan, max_tokens=2), Sampling(temperature=0.0), no_progress):
+            pass
+
+
+def n_parameters(llava: LLaVA) -> int:
+    """All parameters of the loaded pair."""
+    return sum(count_weights({"any": objects}, "any:*") for objects in weight_owners(llava).values())
+
+
+def _event(phase: Phase, name: str, shape: tuple[int, ...], started: float, code: CodeType) -> Event:
+    """What happened since ``started`` outside the taps' reach."""
+    return Event(phase, name, tuple(shape), time.perf_counter() - started, code, code.co_firstlineno)
+
+
+def _in_order(decoded: Event, tokens: Event, watched: list[Event]) -> list[Event]:
+    """All events, those that no tap reported in their places."""
+    n_picture = sum(event.phase == "picture" for event in watched)
+    return [decoded, *watched[:n_picture], tokens, *watched[n_picture:]]
+
+
+# ---- what came out
+
+
+def _token(step: Step, llava: LLaVA, with_lens: bool) -> TokenStep:
+    probabilities = softmax(step.logits.astype(np.float64))  # (n_vocab,)
+    chosen, tokenizer = step.token, llava.tokenizer
+    others = _best(probabilities, N_BEST + 1, tokenizer)
+    layers = layer_probabilities(step.hidden, llava) if with_lens else np.empty((0, 1))
+    return TokenStep(
+        chosen=Guess(chosen, show(chosen, tokenizer), float(probabilities[chosen])),
+        rank=1 + int((probabilities > probabilities[chosen]).sum()),
+        best=tuple(guess for guess in others if guess.id != chosen)[:N_BEST],
+        is_end=chosen in tokenizer.end_ids,
+        lens=tuple(_best(row, N_LENS, tokenizer) for row in layers),
+        lens_chosen=tuple(float(row[chosen]) for row in layers),
+    )
+
+
+def layer_probabilities(hidden: Floats, llava: LLaVA) -> Floats:
+    """The logit lens (nostalgebraist 2020): the residual stream (layers, n_embd), each row read by the model's
+    own last norm and head as if it were the last -> probabilities (layers, n_vocab)."""
+    llama, ops = llava.language.llama, llava.ops
+    normed = ops.rms_norm(ops.array(hidden), llama.output_norm, llama.config.norm_eps)  # (layers, n_embd)
+    logits = ops.numpy(unembed(normed, llama, ops)).astype(np.float64)  # (layers, n_vocab)
+    return np.stack([softmax(row) for row in logits])
+
+
+def _best(probabilities: Floats, n: int, tokenizer: Tokenizer) -> tuple[Guess, ...]:
+    """The ``n`` most probable tokens, the lower id first where two are equal."""
+    order = np.argsort(-probabilities, kind="stable")[:n]
+    return tuple(Guess(int(i), show(int(i), tokenizer), float(probabilities[i])) for i in order)
+
+
+def show(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text for the eye: its characters, or the file's own spelling where it has none ("</s>")."""
+    data = tokenizer.token_bytes(token)
+    text = data.decode("utf-8", "replace") if data else tokenizer.text_of(token)
+    return text if "\ufffd" not in text else tokenizer.text_of(token)  # a fraction of a character: "<0xE2>"
+
+
+def as_seen(pixels: Floats, llava: LLaVA) -> npt.NDArray[np.uint8]:
+    """What the vision tower sees, back in colours: (n_tiles, 3, H, W) normalised -> (n_tiles, H, W, 3)."""
+    config = llava.eye.config
+    mean, std = (np.asarray(x)[:, None, None] for x in (config.mean, config.std))
+    colours = np.clip((pixels * std + mean) * 255, 0, 255)
+    return np.asarray(np.rint(colours), dtype=np.uint8).transpose(0, 2, 3, 1)
