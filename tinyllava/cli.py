@@ -1,6 +1,7 @@
 """The command line: finds the command, and turns every way to end into a line and an exit code.
 
     0  done
+    1  done, and the two that were compared differ
     2  bad input, in one line: where, what was found, what was wanted, what to do
     130  Ctrl-C
     141  whoever read the output went away (``| head``), as the shell counts it for C programs
@@ -28,6 +29,9 @@ COMMANDS = {
     "demo": "the same, with the embedded model and its own picture",
     "tokenize": "show the tokens of a text",
     "inspect": "show what a model file holds",
+    "explain": "show what happens inside, as a page to look at",
+    "trace": "record what passes through the models",
+    "compare": "find where two runs, or two model files, part ways",
     "convert": "convert a LLaVA checkpoint to GGUF",
     "quantize": "write a model file in fewer bits",
     "surgery": "take projector and vision tower out of a checkpoint (a step of the old guide)",

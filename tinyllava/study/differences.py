@@ -1,0 +1,121 @@
+"""Known differences: which choice of a profile explains that two programs part ways at a tap.
+
+The table with reasons and measured effects is known_differences.toml. Each entry names the field of the profile
+(profile.py) that is the choice; here stands only where on the walk a choice shows first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tinyllava import taps
+from tinyllava.profile import PROFILES
+from tinyllava.study.dumps import Dump
+
+FILE = Path(__file__).parent / "known_differences.toml"
+# Field of the profile -> the tap at which the choice shows first.
+SHOWS = {
+    "exif": "pixels",
+    "one_tile": "pixels",
+    "pad_place": "pixels",
+    "pad_colour": "pixels",
+    "resample": "pixels",
+    "pinpoint_order": "pixels",
+    "size_precision": "pixels",
+    "small_pictures": "pixels",
+    "tiles_of_flat_files": "pixels",
+    "anyres_resample": "pixels",
+    "anyres_pad_colour": "pixels",
+    "overview": "pixels",
+    "class_token": "vit.inp_embd",
+    "vit_gelu": "vit.blk.0.ffn_act",
+    "blocks": "vit.features",
+    "post_norm": "vit.features",
+    "projector_gelu": "mm.0.act",
+    "merge": "image_tokens",
+    "unpad_rounding": "image_tokens",
+    "wording": "ids",
+    "templates": "ids",
+    "space_prefix": "ids",
+}
+ONLY_15 = {"one_tile", "pad_place", "pad_colour"}
+ONLY_16 = {
+    "pinpoint_order", "size_precision", "small_pictures", "tiles_of_flat_files", "anyres_resample",
+    "anyres_pad_colour", "overview", "merge", "unpad_rounding",
+}  # fmt: skip
+DECIDES = {"blocks": "n_block", "post_norm": "post_norm"}  # what a choice comes to for a certain file
+Place = tuple[int, int, int]
+_PROFILE_OF = {"transformers": "hf", "llama.cpp": "mtmd"}  # who wrote a dump without settings
+
+
+def choices(dump: Dump) -> dict[str, Any]:
+    """The choices that made a dump: a trace says them, another program's are its profile's; {} if unknown."""
+    if dump.is_trace:
+        found = dump.settings.get("profile", {})
+        return found if isinstance(found, dict) else {}
+    known = PROFILES.get(_PROFILE_OF.get(dump.program, ""))
+    return {} if known is None else asdict(known)
+
+
+def differing(a: Dump, b: Dump) -> dict[str, tuple[Any, Any]]:
+    """The choices in which two dumps differ: field -> (a's, b's), where both are known."""
+    ours, theirs = choices(a), choices(b)
+    known = [field for field in SHOWS if field in ours and field in theirs]
+    both = ((field, _plain(ours[field]), _plain(theirs[field])) for field in known)
+    return {field: (x, y) for field, x, y in both if x != y and _matters(field, a, b)}
+
+
+def _matters(field: str, a: Dump, b: Dump) -> bool:
+    """Whether a choice has a say in this run: tiles only in LLaVA-1.6, GELU's form only where there is a GELU."""
+    settings = a.settings or b.settings
+    kinds = {picture.get("kind") for picture in settings.get("pictures", [])}
+    if (field in ONLY_15 and kinds == {"1.6"}) or (field in ONLY_16 and kinds == {"1.5"}):
+        return False
+    vit = settings.get("vit", {})
+    if field == "vit_gelu":
+        return str(vit.get("activation", "gelu_erf")) in ("gelu_erf", "gelu_tanh")
+    if field == "pad_colour" and "mean" in vit:
+        colours = [choices(dump)["pad_colour"] for dump in (a, b)]
+        mean = [int(255 * value) for value in vit["mean"]]
+        return [_plain(c) if c != "mean" else mean for c in colours] != [mean, mean]
+    decided = DECIDES.get(field)
+    if decided is not None and a.is_trace and b.is_trace:
+        return bool(a.settings.get("vit", {}).get(decided) != b.settings.get("vit", {}).get(decided))
+    return True
+
+
+def explaining(name: str, after: Place, fields: dict[str, tuple[Any, Any]]) -> list[str]:
+    """Of the differing ``fields``, those that show first after the place ``after`` and up to ``name``."""
+    return [field for field in fields if after < taps.walk(SHOWS[field]) <= taps.walk(name)]
+
+
+def describe(field: str, pair: tuple[Any, Any]) -> str:
+    """``class_token: first against last`` and what the table knows of it."""
+    text = f"{field}: {pair[0]} against {pair[1]}"
+    what = table().get(field)
+    return f"{text}. {what}" if what else text
+
+
+@cache
+def table() -> dict[str, str]:
+    """The table's sentence for each field. Empty where there is no table, or no TOML reader (Python 3.10)."""
+    try:
+        import tomllib
+    except ImportError:
+        return {}
+    if not FILE.exists():
+        return {}
+    entries: dict[str, str] = {}
+    for entry in tomllib.loads(FILE.read_text(encoding="utf-8")).get("difference", []):
+        fields = entry.get("choice", entry.get("field", ""))
+        for field in [fields] if isinstance(fields, str) else fields:
+            entries[field] = " ".join(str(entry.get("what", "")).split())
+    return entries
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: no tuples."""
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
