@@ -73,6 +73,31 @@ def half_at(builder: Any, address: Any) -> Any:
     return _half_by_integers(builder, builder.zext(half, I32))
 
 
+@instruction("v:i")
+def load_halves(builder: Any, address: Any) -> Any:
+    """16 half-precision numbers."""
+    if HARDWARE_HALF:
+        return builder.fpext(load(builder, address, ir.VectorType(ir.HalfType(), 16)), FLOATS)
+    v = ir.Constant(FLOATS, ir.Undefined)
+    for i in range(16):
+        half = builder.zext(load(builder, address, I16, 2 * i), I32)
+        v = builder.insert_element(v, _half_by_integers(builder, half), ir.Constant(I32, i))
+    return v
+
+
+@instruction("v:i")
+def load_bfloats(builder: Any, address: Any) -> Any:
+    """16 bfloat16: each the upper half of a float32."""
+    wide = builder.zext(load(builder, address, ir.VectorType(I16, 16)), INTS)
+    return builder.bitcast(builder.shl(wide, constant(INTS, 16)), FLOATS)
+
+
+@instruction("-:iv")
+def put_floats(builder: Any, address: Any, values: Any) -> None:
+    """Store 16 x float32."""
+    store(builder, values, address)
+
+
 @instruction("f:i")
 def float_at(builder: Any, address: Any) -> Any:
     """The float32 at an address."""
@@ -89,6 +114,12 @@ def put_float(builder: Any, address: Any, value: Any) -> None:
 def put_int(builder: Any, address: Any, value: Any) -> None:
     """Store the lower 32 bits of an integer."""
     store(builder, builder.trunc(value, I32), address)
+
+
+@instruction("-:ib")
+def put_bytes(builder: Any, address: Any, values: Any) -> None:
+    """Store 64 bytes."""
+    store(builder, values, address)
 
 
 @instruction("-:i")
@@ -191,10 +222,10 @@ def bits_by_quarter(builder: Any, v: Any, first: Any, second: Any, mask: Any) ->
     return _bits(builder, v, ([0] * 4 + [1] * 4) * 2, first, second, mask)
 
 
-@instruction("b:bb")
-def join_bits(builder: Any, low: Any, high: Any) -> Any:
-    """low | high << 4, byte by byte (high < 16)."""
-    shifted = builder.shl(builder.bitcast(high, INTS), constant(INTS, 4))
+@instruction("b:bbi")
+def join_bits(builder: Any, low: Any, high: Any, shift: Any) -> Any:
+    """low | high << shift, byte by byte; no bit may leave its byte."""
+    shifted = builder.shl(builder.bitcast(high, INTS), splat(builder, builder.trunc(shift, I32)))
     return builder.or_(low, builder.bitcast(shifted, BYTES))
 
 
@@ -266,19 +297,22 @@ def add(builder: Any, a: Any, b: Any) -> Any:
 @instruction("f:v")
 def total(builder: Any, v: Any) -> Any:
     """The sum of all 16 lanes."""
-    for width in (8, 4, 2, 1):  # fold the upper half onto the lower one
-        halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
-        v = builder.fadd(*halves)
+    return _fold(builder, v)
+
+
+def _fold(builder: Any, v: Any) -> Any:
+    """The sum of all lanes: the upper half onto the lower one, again and again."""
+    width = v.type.count // 2
+    while width:
+        v = builder.fadd(*(pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))))
+        width //= 2
     return builder.extract_element(v, ir.Constant(I32, 0))
 
 
 @instruction("f:v")
 def total_of_upper_half(builder: Any, v: Any) -> Any:
     """The sum of lanes 8 to 15."""
-    v = pick(builder, v, v, range(8, 16))
-    for width in (4, 2, 1):
-        v = builder.fadd(*(pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))))
-    return builder.extract_element(v, ir.Constant(I32, 0))
+    return _fold(builder, pick(builder, v, v, range(8, 16)))
 
 
 # ---- scales: a number for each lane of dot4's sums
@@ -355,10 +389,14 @@ def extreme(builder: Any, address: Any) -> Any:
     high, low = ends
     end = builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
     probe = builder.fmul(builder.fadd(a, b), constant(FLOATS, 0.0))  # 0, or NaN wherever a number is not finite
-    v = probe
-    for width in (8, 4, 2, 1):
-        v = builder.fadd(*(pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))))
-    return builder.fadd(end, builder.extract_element(v, ir.Constant(I32, 0)))
+    return builder.fadd(end, _fold(builder, probe))
+
+
+@instruction("f:i")
+def sum_of_magnitudes(builder: Any, address: Any) -> Any:
+    """Of 32 floats."""
+    parts = [call(builder, "llvm.fabs.v16f32", FLOATS, load(builder, address, FLOATS, at)) for at in (0, 64)]
+    return _fold(builder, builder.fadd(*parts))
 
 
 def _quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, kind: Any) -> Any:

@@ -19,23 +19,34 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops import instructions as simd
+from tinyllava.ops.formats import (
+    levels_row,
+    minima_q2_k,
+    pair_q4_0,
+    pair_q4_1,
+    pair_q5_0,
+    pair_q5_1,
+    pair_q8_0,
+    quarter_q2_k,
+    quarter_q3_k,
+    quarter_q4_k,
+    quarter_q5_k,
+    quarter_q6_k,
+    scales_q2_k,
+    scales_q3_k,
+    scales_q4_k,
+    scales_q6_k,
+)
 from tinyllava.ops.instructions import (
     bfloat_at,
-    bits_by_half,
-    bits_by_quarter,
     by_half,
     by_quarter,
+    clear_bytes,
     dot4,
     extreme,
-    fifth_bits,
-    flip_sign,
     float_at,
-    floats_of_bytes,
-    floats_of_signed_bytes_at,
-    four_quarters,
     fused,
     half_at,
-    join_bits,
     load_bytes,
     load_floats,
     no_floats,
@@ -46,11 +57,8 @@ from tinyllava.ops.instructions import (
     to_floats,
     total,
     total_of_upper_half,
-    two_halves,
-    word_at,
 )
-from tinyllava.ops.levels import levels_row
-from tinyllava.ops.team import bytes_at, floats_at, job, kernel, numbers_at
+from tinyllava.ops.team import job, kernel, numbers_at
 
 PAIRS, EIGHTS, SIXTEENS, FLOATS = 0, 1, 2, 3
 AHEAD = 2048  # bytes by which reading ahead leads
@@ -81,11 +89,18 @@ def quantize_token(x: int, d: int, form: int, offset: int, to: int, scales: int)
             put_float(at + 68, second)
 
 
+@kernel
+def read_ahead(block: int, size: int) -> None:
+    """Ask for the cache lines of a block further on."""
+    for i in range(0, size, 64):
+        prefetch(block + AHEAD + i)
+
+
 # ---- blocks of 32, two at a time: 64 bytes are one register
 
 
 @kernel
-def scaled_pair(q, x: int, scales: int, p: int, d: float, d2: float, sums):  # type: ignore[no-untyped-def]
+def scaled_pair(q: Any, x: int, scales: int, p: int, d: float, d2: float, sums: Any) -> Any:
     """sums + (64 levels q times the p-th 64 of x), scaled: the first 32 by d, the others by d2."""
     factors = by_half(d * float_at(scales + 16 * p), d2 * float_at(scales + 16 * p + 8))
     return fused(to_floats(dot4(no_ints(), q, load_bytes(x + 64 * p))), factors, sums)
@@ -99,67 +114,60 @@ def pair_sums(scales: int, p: int, m: float, m2: float) -> float:
 
 @kernel
 def row_q4_0(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """18 bytes a block: d, 16 bytes of nibbles."""
+    """One row of Q4_0."""
     sums, low = no_floats(), np.float32(0.0)
     for p in range(n_pairs):
         a, b = row + 36 * p, row + 36 * p + 18
         prefetch(a + AHEAD)
-        q = bits_by_quarter(four_quarters(a + 2, b + 2), 0, 4, 15)
-        sums = scaled_pair(q, x, scales, p, half_at(a), half_at(b), sums)
+        sums = scaled_pair(pair_q4_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
         low += pair_sums(scales, p, half_at(a), half_at(b))
     return total(sums) + low
 
 
 @kernel
 def row_q4_1(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """20 bytes a block: d, m, 16 bytes of nibbles."""
+    """One row of Q4_1."""
     sums, low = no_floats(), np.float32(0.0)
     for p in range(n_pairs):
         a, b = row + 40 * p, row + 40 * p + 20
         prefetch(a + AHEAD)
-        q = bits_by_quarter(four_quarters(a + 4, b + 4), 0, 4, 15)
-        sums = scaled_pair(q, x, scales, p, half_at(a), half_at(b), sums)
+        sums = scaled_pair(pair_q4_1(a, b), x, scales, p, half_at(a), half_at(b), sums)
         low += pair_sums(scales, p, half_at(a + 2), half_at(b + 2))
     return total(sums) + low
 
 
 @kernel
 def row_q5_0(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """22 bytes a block: d, 32 fifth bits, 16 bytes of nibbles."""
+    """One row of Q5_0."""
     sums, low = no_floats(), np.float32(0.0)
     for p in range(n_pairs):
         a, b = row + 44 * p, row + 44 * p + 22
         prefetch(a + AHEAD)
-        q = bits_by_quarter(four_quarters(a + 6, b + 6), 0, 4, 15)
-        q = simd.either(q, fifth_bits(a + 2, b + 2))
-        sums = scaled_pair(q, x, scales, p, half_at(a), half_at(b), sums)
+        sums = scaled_pair(pair_q5_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
         low += pair_sums(scales, p, half_at(a), half_at(b))
     return total(sums) + low
 
 
 @kernel
 def row_q5_1(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """24 bytes a block: d, m, 32 fifth bits, 16 bytes of nibbles."""
+    """One row of Q5_1."""
     sums, low = no_floats(), np.float32(0.0)
     for p in range(n_pairs):
         a, b = row + 48 * p, row + 48 * p + 24
         prefetch(a + AHEAD)
-        q = bits_by_quarter(four_quarters(a + 8, b + 8), 0, 4, 15)
-        q = simd.either(q, fifth_bits(a + 4, b + 4))
-        sums = scaled_pair(q, x, scales, p, half_at(a), half_at(b), sums)
+        sums = scaled_pair(pair_q5_1(a, b), x, scales, p, half_at(a), half_at(b), sums)
         low += pair_sums(scales, p, half_at(a + 2), half_at(b + 2))
     return total(sums) + low
 
 
 @kernel
 def row_q8_0(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """34 bytes a block: d, 32 signed bytes."""
+    """One row of Q8_0."""
     sums, low = no_floats(), np.float32(0.0)
     for p in range(n_pairs):
         a, b = row + 68 * p, row + 68 * p + 34
         prefetch(a + AHEAD)
-        q = flip_sign(two_halves(a + 2, b + 2))
-        sums = scaled_pair(q, x, scales, p, half_at(a), half_at(b), sums)
+        sums = scaled_pair(pair_q8_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
         low += pair_sums(scales, p, half_at(a), half_at(b))
     return total(sums) + low
 
@@ -168,35 +176,7 @@ def row_q8_0(row: int, x: int, scales: int, n_pairs: int) -> float:
 
 
 @kernel
-def scales_and_minima(block: int):  # type: ignore[no-untyped-def]
-    """| 8 scales | 8 minima | of Q4_K and Q5_K, as floats: four of the twelve bytes' 6-bit numbers at a time."""
-    a, c, rest = word_at(block + 4), word_at(block + 8), word_at(block + 12)
-    upper = rest & 0x0F0F0F0F | a >> 2 & 0x30303030
-    lower = rest >> 4 & 0x0F0F0F0F | c >> 2 & 0x30303030
-    numbers = floats_of_bytes(a & 0x3F3F3F3F, upper, c & 0x3F3F3F3F, lower)
-    return simd.times(numbers, by_half(half_at(block), -half_at(block + 2)))
-
-
-@kernel
-def row_q4_k(row: int, x: int, scales: int, n_blocks: int) -> float:
-    """144 bytes a block: d, dmin, 12 bytes of scales, 128 of nibbles; 32 bytes hold two groups of 32."""
-    sums, low = no_floats(), no_floats()
-    for b in range(n_blocks):
-        block, at = row + 144 * b, x + 256 * b
-        prefetch(block + AHEAD)
-        prefetch(block + AHEAD + 64)
-        factors = simd.times(scales_and_minima(block), load_floats(scales + 64 * b))
-        low = simd.add(low, factors)
-        q0 = bits_by_half(two_halves(block + 16, block + 16), 0, 4, 15)
-        q1 = bits_by_half(two_halves(block + 48, block + 48), 0, 4, 15)
-        q2 = bits_by_half(two_halves(block + 80, block + 80), 0, 4, 15)
-        q3 = bits_by_half(two_halves(block + 112, block + 112), 0, 4, 15)
-        sums = four_dots(q0, q1, q2, q3, at, factors, sums)
-    return total(sums) + total_of_upper_half(low)
-
-
-@kernel
-def four_dots(q0, q1, q2, q3, x: int, factors, sums):  # type: ignore[no-untyped-def]
+def four_dots_by_32(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
     """sums + 4 x 64 levels times 256 of x, each 32 scaled by one of 8 factors."""
     sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), simd.scales_01(factors), sums)
     sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_23(factors), sums)
@@ -205,66 +185,114 @@ def four_dots(q0, q1, q2, q3, x: int, factors, sums):  # type: ignore[no-untyped
 
 
 @kernel
-def row_q5_k(row: int, x: int, scales: int, n_blocks: int) -> float:
-    """176 bytes a block: as Q4_K, with 32 bytes of fifth bits before the nibbles; group i has bit i of each."""
+def four_dots_by_16(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
+    """sums + 4 x 64 levels times 256 of x, each 16 scaled by one of 16 factors."""
+    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), simd.scales_0123(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_4567(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), simd.scales_89ab(factors), sums)
+    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), simd.scales_cdef(factors), sums)
+
+
+@kernel
+def row_q4_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q4_K."""
     sums, low = no_floats(), no_floats()
     for b in range(n_blocks):
-        block, at = row + 176 * b, x + 256 * b
-        prefetch(block + AHEAD)
-        prefetch(block + AHEAD + 64)
-        prefetch(block + AHEAD + 128)
-        factors = simd.times(scales_and_minima(block), load_floats(scales + 64 * b))
-        low = simd.add(low, factors)
-        high = two_halves(block + 16, block + 16)
-        q0 = join_bits(bits_by_half(two_halves(block + 48, block + 48), 0, 4, 15), bits_by_half(high, 0, 1, 1))
-        q1 = join_bits(bits_by_half(two_halves(block + 80, block + 80), 0, 4, 15), bits_by_half(high, 2, 3, 1))
-        q2 = join_bits(bits_by_half(two_halves(block + 112, block + 112), 0, 4, 15), bits_by_half(high, 4, 5, 1))
-        q3 = join_bits(bits_by_half(two_halves(block + 144, block + 144), 0, 4, 15), bits_by_half(high, 6, 7, 1))
-        sums = four_dots(q0, q1, q2, q3, at, factors, sums)
+        block = row + 144 * b
+        read_ahead(block, 144)
+        factors = simd.times(scales_q4_k(block), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: minima times sums
+        q0, q1, q2, q3 = (
+            quarter_q4_k(block, 0), quarter_q4_k(block, 1), quarter_q4_k(block, 2), quarter_q4_k(block, 3),
+        )  # fmt: skip
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
     return total(sums) + total_of_upper_half(low)
 
 
 @kernel
-def row_q6_k(row: int, x: int, scales: int, n_blocks: int) -> float:
-    """210 bytes a block: 128 of lower nibbles, 64 of upper bit pairs, 16 scales, d; both halves are alike."""
+def row_q5_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q5_K."""
     sums, low = no_floats(), no_floats()
     for b in range(n_blocks):
-        block, at = row + 210 * b, x + 256 * b
-        prefetch(block + AHEAD)
-        prefetch(block + AHEAD + 64)
-        prefetch(block + AHEAD + 128)
-        own = simd.times(floats_of_signed_bytes_at(block + 192), simd.everywhere(half_at(block + 208)))
-        low = fused(own, load_floats(scales + 128 * b + 64), low)
-        own = simd.times(own, load_floats(scales + 128 * b))
-        a, c = load_bytes(block), load_bytes(block + 64)
-        high, high2 = two_halves(block + 128, block + 128), two_halves(block + 160, block + 160)
-        q = join_bits(bits_by_half(a, 0, 0, 15), bits_by_half(high, 0, 2, 3))
-        sums = fused(to_floats(dot4(no_ints(), q, load_bytes(at))), simd.scales_0123(own), sums)
-        q = join_bits(bits_by_half(a, 4, 4, 15), bits_by_half(high, 4, 6, 3))
-        sums = fused(to_floats(dot4(no_ints(), q, load_bytes(at + 64))), simd.scales_4567(own), sums)
-        q = join_bits(bits_by_half(c, 0, 0, 15), bits_by_half(high2, 0, 2, 3))
-        sums = fused(to_floats(dot4(no_ints(), q, load_bytes(at + 128))), simd.scales_89ab(own), sums)
-        q = join_bits(bits_by_half(c, 4, 4, 15), bits_by_half(high2, 4, 6, 3))
-        sums = fused(to_floats(dot4(no_ints(), q, load_bytes(at + 192))), simd.scales_cdef(own), sums)
-    return total(sums) + total(low)
-
-
-# ---- any format, by way of levels.py; and 16-bit and 32-bit floats
+        block = row + 176 * b
+        read_ahead(block, 176)
+        factors = simd.times(scales_q4_k(block), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: minima times sums
+        q0, q1, q2, q3 = (
+            quarter_q5_k(block, 0), quarter_q5_k(block, 1), quarter_q5_k(block, 2), quarter_q5_k(block, 3),
+        )  # fmt: skip
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total_of_upper_half(low)
 
 
 @kernel
-def row_of_levels(q: int, table: Any, x: int, scales: int, groups: int, has_minima: bool) -> float:
-    """A row already taken apart: q bytes, and table[b] with the numbers of the b-th 32."""
+def row_q2_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q2_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 84 * b
+        read_ahead(block, 84)
+        own = scales_q2_k(block)
+        low = fused(minima_q2_k(block), load_floats(scales + 128 * b + 64), low)
+        q0, q1, q2, q3 = (
+            quarter_q2_k(block, 0), quarter_q2_k(block, 1), quarter_q2_k(block, 2), quarter_q2_k(block, 3),
+        )  # fmt: skip
+        factors = simd.times(own, load_floats(scales + 128 * b))
+        sums = four_dots_by_16(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total(low)
+
+
+@kernel
+def row_q3_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q3_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 110 * b
+        read_ahead(block, 110)
+        own = scales_q3_k(block)
+        low = fused(own, load_floats(scales + 128 * b + 64), low)
+        q0, q1, q2, q3 = (
+            quarter_q3_k(block, 0), quarter_q3_k(block, 1), quarter_q3_k(block, 2), quarter_q3_k(block, 3),
+        )  # fmt: skip
+        factors = simd.times(own, load_floats(scales + 128 * b))
+        sums = four_dots_by_16(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total(low)
+
+
+@kernel
+def row_q6_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q6_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 210 * b
+        read_ahead(block, 210)
+        own = scales_q6_k(block)
+        low = fused(own, load_floats(scales + 128 * b + 64), low)
+        q0, q1, q2, q3 = (
+            quarter_q6_k(block, 0), quarter_q6_k(block, 1), quarter_q6_k(block, 2), quarter_q6_k(block, 3),
+        )  # fmt: skip
+        factors = simd.times(own, load_floats(scales + 128 * b))
+        sums = four_dots_by_16(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total(low)
+
+
+# ---- any format, by way of levels_row; and 16-bit and 32-bit floats
+
+
+@kernel
+def row_of_levels(q: int, table: int, x: int, scales: int, n_pairs: int, groups: int, has_minima: bool) -> float:
+    """A row already taken apart: q, and at table + 256 b the scales and minima of the b-th 32, 64 bytes apart."""
     sums, low = no_floats(), np.float32(0.0)
-    second, minima = 16 * (groups - 1), 16 * groups
-    for p in range(table.shape[0] // 2):
-        b, at = table[2 * p], scales + 128 * (p // 4) + 16 * (p % 4)  # 4 of a super-block's 16 scales
-        c, s0, s2 = table[2 * p + 1], float_at(at), float_at(at + 8)
-        factors = by_quarter(b[0] * s0, b[second] * s0, c[0] * s2, c[second] * s2)
+    second, minima = 64 * (groups - 1), 64 * groups if has_minima else 0
+    for p in range(n_pairs):
+        a, b, at = table + 512 * p, table + 512 * p + 256, scales + 128 * (p // 4) + 16 * (p % 4)
+        s0, s2 = float_at(at), float_at(at + 8)
+        factors = by_quarter(
+            float_at(a) * s0, float_at(a + second) * s0, float_at(b) * s2, float_at(b + second) * s2
+        )
         sums = fused(to_floats(dot4(no_ints(), load_bytes(q + 64 * p), load_bytes(x + 64 * p))), factors, sums)
-        m = minima if has_minima else 0
-        low += b[m] * float_at(at + 64) + b[m + second] * float_at(at + 68)
-        low += c[m] * float_at(at + 72) + c[m + second] * float_at(at + 76)
+        low += float_at(a + minima) * float_at(at + 64) + float_at(a + minima + second) * float_at(at + 68)
+        low += float_at(b + minima) * float_at(at + 72) + float_at(b + minima + second) * float_at(at + 76)
     return total(sums) + low
 
 
@@ -272,17 +300,14 @@ def row_of_levels(q: int, table: Any, x: int, scales: int, groups: int, has_mini
 def dot_levels(args: int, item: int, who: int) -> None:
     """Rows of any quantized format. More arguments: format, groups, has minima, scratch, its size."""
     a = numbers_at(args)
-    n_records, scratch = a[3] // 32, a[11] + who * a[12]
-    n_padded = n_records + n_records % 2
-    table = floats_at(scratch, n_padded, 64)
-    q = scratch + 256 * n_padded
-    for i in range(64):
-        table[n_padded - 1, i] = np.float32(0.0)
-    simd.clear_bytes(q + 32 * (n_padded - 2))
+    n_records, table = a[3] // 32, a[11] + who * a[12]
+    n_pairs = (n_records + 1) // 2
+    q, room = table + 512 * n_pairs, table + 576 * n_pairs
+    for i in range(512 * n_pairs - 256, 576 * n_pairs, 64):  # an odd row's last half pair stays zero
+        clear_bytes(table + i)
     for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
-        raw = bytes_at(a[0] + r * a[1], 1, a[1])[0]
-        levels_row(a[8], raw, bytes_at(q, 1, 32 * n_records)[0], table[:n_records], 0)
-        put_float(a[6] + 4 * r, row_of_levels(q, table, a[4], a[5], a[9], a[10] != 0))
+        levels_row(a[8], a[0] + r * a[1], n_records, q, table, 256, room)
+        put_float(a[6] + 4 * r, row_of_levels(q, table, a[4], a[5], n_pairs, a[9], a[10] != 0))
 
 
 @job
@@ -386,12 +411,30 @@ def dot_q6_k(args: int, item: int, _who: int) -> None:
         put_float(a[6] + 4 * r, row_q6_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
 
 
+@job
+def dot_q2_k(args: int, item: int, _who: int) -> None:
+    """Rows of Q2_K."""
+    a = numbers_at(args)
+    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+        put_float(a[6] + 4 * r, row_q2_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
+
+
+@job
+def dot_q3_k(args: int, item: int, _who: int) -> None:
+    """Rows of Q3_K."""
+    a = numbers_at(args)
+    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+        put_float(a[6] + 4 * r, row_q3_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
+
+
 JOBS = {
     "Q4_0": (dot_q4_0, PAIRS),
     "Q4_1": (dot_q4_1, PAIRS),
     "Q5_0": (dot_q5_0, PAIRS),
     "Q5_1": (dot_q5_1, PAIRS),
     "Q8_0": (dot_q8_0, PAIRS),
+    "Q2_K": (dot_q2_k, SIXTEENS),
+    "Q3_K": (dot_q3_k, SIXTEENS),
     "Q4_K": (dot_q4_k, EIGHTS),
     "Q5_K": (dot_q5_k, EIGHTS),
     "Q6_K": (dot_q6_k, SIXTEENS),

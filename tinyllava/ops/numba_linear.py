@@ -10,21 +10,23 @@ of the matrix is ever made. The layouts of the records are tile.py's. Reference 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from tinyllava.ops.formats import levels_row
 from tinyllava.ops.instructions import (
     bfloat_at,
     extreme,
     half_at,
+    load_bfloats,
+    load_halves,
     put_float,
+    put_floats,
     put_int,
     quantize_bytes,
     quantize_words,
+    sum_of_magnitudes,
 )
-from tinyllava.ops.levels import levels_row
-from tinyllava.ops.team import bytes_at, floats_at, job, kernel, numbers_at
+from tinyllava.ops.team import floats_at, job, kernel, numbers_at
 from tinyllava.ops.tile import (
     BLOCK,
     LAYOUTS,
@@ -45,6 +47,9 @@ X_SCALES = tuple(layout.x_scales for layout in LAYOUTS)
 X_SUMS = tuple(layout.x_sums for layout in LAYOUTS)
 W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
 W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
+
+CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
+ROOM = 128 + ROWS * (2 * CHUNK + 64)  # bytes of scratch for that
 
 # The largest word: 32 products of |x| <= 2^14 with weights whose magnitudes add up to less than 2^17 fit in int32.
 X_WORD, W_WORD, W_WORDS = np.float32(2.0**14), np.float32(32767.0), np.float32(2.0**17 - 64)
@@ -112,41 +117,47 @@ def block_of_words(x: int, record: int, t: int) -> None:
 
 
 @kernel
-def words_of_row(raw: int, is_bfloat: bool, d: int, floats: int, words: int, table: Any, at: int) -> None:
-    """A row of d 16-bit floats -> words and a scale for each 32; ``floats`` is scratch for 32 numbers."""
-    for b in range(table.shape[0]):
-        top, magnitudes = np.float32(0.0), np.float32(0.0)
-        for i in range(BLOCK):
-            value, where = np.float32(0.0), raw + 2 * (BLOCK * b + i)
-            if BLOCK * b + i < d:
-                value = bfloat_at(where) if is_bfloat else half_at(where)
-            put_float(floats + 4 * i, value)
-            top = max(top, abs(value))
-            magnitudes += abs(value)
-        scale = max(top / W_WORD, magnitudes / W_WORDS)
+def words_of_row(
+    raw: int, is_bfloat: bool, d: int, n_records: int, words: int, to: int, step: int, room: int
+) -> None:
+    """A row of d 16-bit floats -> words, and a scale for each 32 as in levels_row; ``room``: scratch."""
+    for b in range(n_records):
+        here = raw + 2 * BLOCK * b
+        if BLOCK * (b + 1) <= d:
+            put_floats(room, load_bfloats(here) if is_bfloat else load_halves(here))
+            put_floats(room + 64, load_bfloats(here + 32) if is_bfloat else load_halves(here + 32))
+        else:
+            for i in range(BLOCK):
+                value = np.float32(0.0)
+                if BLOCK * b + i < d:
+                    value = bfloat_at(here + 2 * i) if is_bfloat else half_at(here + 2 * i)
+                put_float(room + 4 * i, value)
+        scale = max(abs(extreme(room)) / W_WORD, sum_of_magnitudes(room) / W_WORDS)
         inverse = np.float32(1.0) / scale if scale != np.float32(0.0) else np.float32(0.0)
-        quantize_words(floats, inverse, words + 2 * BLOCK * b)
-        table[b, at] = scale
+        quantize_words(room, inverse, words + 2 * BLOCK * b)
+        put_float(to + step * b, scale)
 
 
 @kernel
 def make_tile(
-    index: int, layout: int, raw: int, row_bytes: int, n_rows: int, d: int, rows: int, tile: int
+    number: int, layout: int, raw: int, row_bytes: int, n_rows: int, d: int, tile: int, room: int
 ) -> None:
-    """n_rows <= 16 rows of blocks -> a tile; ``rows``: scratch for 16 rows of bytes or words and 32 floats."""
-    n_records, word = (d + BLOCK - 1) // BLOCK, 2 if layout == WORDS else 1
-    step = n_records * BLOCK * word  # bytes of a row in scratch
-    table = floats_at(tile, n_records, W_SIZE[layout] // 4)
-    for r in range(n_rows):
-        at, to = W_SCALES[layout] // 4 + r, rows + r * step
-        if layout == WORDS:
-            words_of_row(raw + r * row_bytes, index == 1, d, rows + ROWS * step, to, table, at)
-        else:
-            levels_row(index, bytes_at(raw + r * row_bytes, 1, row_bytes)[0], bytes_at(to, 1, step)[0], table, at)
-    for b in range(n_records):
-        for part in range(word):
-            to = tile + b * W_SIZE[layout] + part * 512
-            interleave(rows + (b * word + part) * BLOCK, step, to)
+    """n_rows <= 16 rows of blocks -> a tile, CHUNK columns at a time, which fit the first-level cache."""
+    word, size = 2 if layout == WORDS else 1, W_SIZE[layout]
+    step = CHUNK * word + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
+    rows = room + 128
+    for start in range(0, d, CHUNK):
+        n_records = (min(CHUNK, d - start) + BLOCK - 1) // BLOCK
+        to = tile + start // BLOCK * size
+        for r in range(n_rows):
+            here, at = raw + r * row_bytes + start * row_bytes // d, to + W_SCALES[layout] + 4 * r
+            if layout == WORDS:
+                words_of_row(here, number == 1, d - start, n_records, rows + r * step, at, size, room)
+            else:
+                levels_row(number, here, n_records, rows + r * step, at, size, room)
+        for b in range(n_records):
+            for part in range(word):
+                interleave(rows + (b * word + part) * BLOCK, step, to + b * size + part * 512)
 
 
 @kernel
@@ -168,7 +179,7 @@ def multiply_tile(layout: int, tile: int, x: int, y: int, y_step: int, n_records
 def multiply_blocks(args: int, item: int, who: int) -> None:
     """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out rounded up)."""
     a = numbers_at(args)
-    index, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+    number, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
     x, n_groups, y, y_step, scratch = a[7], a[8], a[9], a[10], a[11] + who * a[12]
     n_records = (d + BLOCK - 1) // BLOCK
     tile_size = n_records * W_SIZE[layout]
@@ -176,8 +187,8 @@ def multiply_blocks(args: int, item: int, who: int) -> None:
     count = min(panel, (d_out + ROWS - 1) // ROWS - first)
     for p in range(count):
         row = (first + p) * ROWS
-        tile, rows = scratch + p * tile_size, scratch + panel * tile_size
-        make_tile(index, layout, raw + row * row_bytes, row_bytes, min(ROWS, d_out - row), d, rows, tile)
+        tile, room = scratch + p * tile_size, scratch + panel * tile_size
+        make_tile(number, layout, raw + row * row_bytes, row_bytes, min(ROWS, d_out - row), d, tile, room)
     for g in range(n_groups):
         for p in range(count):
             tile, to = scratch + p * tile_size, y + g * TOKENS * y_step + (first + p) * ROWS * 4

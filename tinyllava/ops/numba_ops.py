@@ -19,7 +19,7 @@ from tinyllava.ops import numba_attention as attention
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
-from tinyllava.ops.levels import FORMATS
+from tinyllava.ops.formats import FORMATS
 from tinyllava.ops.reference import NumpyOps
 from tinyllava.ops.team import Job, Team
 from tinyllava.ops.tile import BLOCK, LAYOUTS, ROWS, TOKENS
@@ -119,7 +119,7 @@ class NumbaOps(NumpyOps):
             token = self._room("token", d_in + 64)
             dots.quantize_token(x.ctypes.data, d_in, w.form, w.format.offset, token, scales)
             if w.job is dots.dot_levels:
-                size = 300 * (d_in // BLOCK + 2)
+                size = 300 * (d_in // BLOCK + 2)  # as dot_levels lays it out
                 scratch = self._room("levels", size * self.threads)
                 extra = (w.format.number, w.format.groups, int(w.format.sums == "minimum"), scratch, size)
         rows = max(1, min(ITEM_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
@@ -140,7 +140,7 @@ class NumbaOps(NumpyOps):
         )
         n_tiles, tile_size = -(-d_out // ROWS), n_records * layout.w_size
         panel = max(1, min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 8))
-        size = panel * tile_size + ROWS * n_records * BLOCK * layout.word_bytes + 4 * BLOCK
+        size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
         scratch = self._room("tiles", size * self.threads)
         y = np.empty((n_groups * TOKENS, n_tiles * ROWS), np.float32)

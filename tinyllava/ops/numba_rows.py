@@ -86,14 +86,22 @@ def layer_norm(args: int, item: int, _who: int) -> None:
 
 
 # ---- activations: x, y, how many numbers, numbers for each item
+#      Loops count from 0: Numba lets an index be negative, and LLVM must see that this one is not.
+
+
+@kernel
+def part(a: Any, which: int, item: int) -> Any:
+    """The item's part of the array at address a[which]."""
+    first = item * a[3]
+    return floats_at(a[which] + 4 * first, 1, min(a[3], a[2] - first))[0]
 
 
 @job
 def gelu_erf(args: int, item: int, _who: int) -> None:
     """x Phi(x)."""
     a = numbers_at(args)
-    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
-    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+    x, y = part(a, 0, item), part(a, 1, item)
+    for i in range(x.shape[0]):
         y[i] = np.float32(0.5) * x[i] * (np.float32(1.0) + math.erf(x[i] * np.float32(math.sqrt(0.5))))
 
 
@@ -101,9 +109,8 @@ def gelu_erf(args: int, item: int, _who: int) -> None:
 def gelu_tanh(args: int, item: int, _who: int) -> None:
     """(1 + tanh(u)) / 2 = sigmoid(2 u)."""
     a = numbers_at(args)
-    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
-    twice = np.float32(2.0 * math.sqrt(2.0 / math.pi))
-    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+    x, y, twice = part(a, 0, item), part(a, 1, item), np.float32(2.0 * math.sqrt(2.0 / math.pi))
+    for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(twice * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i]))
 
 
@@ -111,8 +118,8 @@ def gelu_tanh(args: int, item: int, _who: int) -> None:
 def gelu_quick(args: int, item: int, _who: int) -> None:
     """x sigmoid(1.702 x)."""
     a = numbers_at(args)
-    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
-    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+    x, y = part(a, 0, item), part(a, 1, item)
+    for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(np.float32(1.702) * x[i])
 
 
@@ -120,8 +127,8 @@ def gelu_quick(args: int, item: int, _who: int) -> None:
 def silu(args: int, item: int, _who: int) -> None:
     """x sigmoid(x)."""
     a = numbers_at(args)
-    x, y = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0]
-    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+    x, y = part(a, 0, item), part(a, 1, item)
+    for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(x[i])
 
 
@@ -129,8 +136,8 @@ def silu(args: int, item: int, _who: int) -> None:
 def swiglu(args: int, item: int, _who: int) -> None:
     """silu(gate) * up. Arguments: gate, y, count, count for each item, up."""
     a = numbers_at(args)
-    x, y, up = floats_at(a[0], 1, a[2])[0], floats_at(a[1], 1, a[2])[0], floats_at(a[4], 1, a[2])[0]
-    for i in range(item * a[3], min(a[2], (item + 1) * a[3])):
+    x, y, up = part(a, 0, item), part(a, 1, item), part(a, 4, item)
+    for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(x[i]) * up[i]
 
 
@@ -145,16 +152,28 @@ def rope(args: int, item: int, _who: int) -> None:
     """x, cos, sin, y, tokens, heads, features of a head, pairs turned, pairs are neighbours (or halves), rows."""
     a = numbers_at(args)
     n, n_head, d, half, neighbours = a[4], a[5], a[6], a[7], a[8]
-    x, y = floats_at(a[0], n, n_head * d), floats_at(a[3], n, n_head * d)
-    cos, sin = floats_at(a[1], n, half), floats_at(a[2], n, half)
     for t in range(item * a[9], min(n, (item + 1) * a[9])):
+        cos, sin = floats_at(a[1] + 4 * t * half, 1, half)[0], floats_at(a[2] + 4 * t * half, 1, half)[0]
         for h in range(n_head):
-            for i in range(d * h + 2 * half, d * (h + 1)):
-                y[t, i] = x[t, i]
-            for i in range(half):
-                first, second = d * h + i, d * h + half + i
-                if neighbours:
-                    first, second = d * h + 2 * i, d * h + 2 * i + 1
-                u, v = x[t, first], x[t, second]
-                y[t, first] = u * cos[t, i] - v * sin[t, i]
-                y[t, second] = u * sin[t, i] + v * cos[t, i]
+            at = 4 * (t * n_head + h) * d
+            turn(a[0] + at, a[3] + at, cos, sin, neighbours)
+            x, y = floats_at(a[0] + at + 8 * half, 1, d)[0], floats_at(a[3] + at + 8 * half, 1, d)[0]
+            for i in range(d - 2 * half):
+                y[i] = x[i]
+
+
+@kernel
+def turn(x: int, y: int, cos: Any, sin: Any, neighbours: int) -> None:
+    """Turn the pairs of one head, from address x to address y."""
+    half = cos.shape[0]
+    if neighbours:
+        u, v = floats_at(x, half, 2), floats_at(y, half, 2)
+        for i in range(half):
+            v[i, 0] = u[i, 0] * cos[i] - u[i, 1] * sin[i]
+            v[i, 1] = u[i, 0] * sin[i] + u[i, 1] * cos[i]
+    else:
+        first, second = floats_at(x, 1, half)[0], floats_at(x + 4 * half, 1, half)[0]
+        to_first, to_second = floats_at(y, 1, half)[0], floats_at(y + 4 * half, 1, half)[0]
+        for i in range(half):
+            to_first[i] = first[i] * cos[i] - second[i] * sin[i]
+            to_second[i] = first[i] * sin[i] + second[i] * cos[i]
