@@ -1,4 +1,4 @@
-"""What transformers makes of the small checkpoints in its own layout: their answers, and their names when saved."""
+"""What transformers makes of the small checkpoints in its own layout: answers, and names when it saves them."""
 
 import tempfile
 import zlib
@@ -61,7 +61,7 @@ def saved_arrays(model: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         with safe_open(Path(folder) / "model.safetensors", "pt") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     return {
         name: [list(a.shape), zlib.crc32(np.ascontiguousarray(a.view(torch.int16).numpy()))]
         for name, a in arrays.items()

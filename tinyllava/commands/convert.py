@@ -29,9 +29,9 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("options")
     what = "folder of the CLIP model, where the LLaVA has no vision tower inside (1.5) or does not say its sizes"
     parser.option(group, "--vision-tower", metavar="DIR", type=Path, help=what)
-    what = "config.json of the vision tower (default: that of --vision-tower, or told by arrays and config)"
+    what = "config.json of the vision tower (default: that of --vision-tower, or what the arrays tell)"
     parser.option(group, "--vision-config", metavar="FILE", type=Path, help=what)
-    parser.option(group, "-o --output-dir", metavar="DIR", type=Path, help="folder to write to (default: DIR-gguf)")
+    parser.option(group, "-o --output-dir", metavar="DIR", type=Path, help="where to write to (default: DIR-gguf)")
     what = f"type of the language model: {TYPES} (default: as the checkpoint has it)"
     parser.option(group, "--outtype", metavar="T", help=what)
     parser.option(group, "--mmproj-outtype", metavar="T", help="type of the image encoder (default: f16)")

@@ -75,7 +75,7 @@ def plan_image_encoder(
     missing = [n for n in _names(parameters.n_stored) if n not in tower]
     if missing:
         where = next(iter(tower.values())).where.partition(":")[0]
-        found = f"{len(missing)} arrays are missing, first {missing[0]} (GGUF's name)"
+        found = f"no {missing[0]} (GGUF's name)" + (f" and {len(missing) - 1} other arrays" if missing[1:] else "")
         raise ModelError(where, found, wanted="a whole vision tower", hint="Download it again")
     sources = [Source(n, array) for n, array in projector.items()] + [Source(n, tower[n]) for n in stored]
     types = types_of(sources, chosen, set(projector))

@@ -168,7 +168,7 @@ def _check_blocks(arrays: dict[str, StoredArray], config: dict[str, Any], where:
     wanted += [f"blk.{i}.{word}.weight" for i in range(n_layer) for word in BLOCK]
     missing = [name for name in wanted if name not in arrays]
     if missing:
-        found = f"{len(missing)} arrays are missing, first {missing[0]} (GGUF's name)"
+        found = f"no {missing[0]} (GGUF's name)" + (f" and {len(missing) - 1} other arrays" if missing[1:] else "")
         hint = "Is a shard missing? Download the folder again"
         raise ModelError(where, found, wanted="a whole language model", hint=hint)
     return n_layer
