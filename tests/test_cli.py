@@ -169,7 +169,7 @@ def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
 # ---- bad input: one line, exit code 2 ------------------------------------------------------------------
 
 BAD_LINES = [
-    ("runn", "runn: not a command; wanted run, demo, tokenize, inspect. The nearest is run."),
+    ("runn", f"runn: not a command; wanted {', '.join(cli.COMMANDS)}. The nearest is run."),
     ("run --temprature 1", "--temprature: not an option. The nearest is --temperature."),
     ("run -mmprj x", "-mmprj: not an option. The nearest is --mmproj."),
     ("run --what", "--what: not an option. See tinyllava run --help."),

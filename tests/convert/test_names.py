@@ -62,7 +62,7 @@ def test_names_by_hand(name: str, gguf_name: str) -> None:
     assert identity is not None and identity.gguf == gguf_name
 
 
-@pytest.mark.parametrize("name", ["", "model.layers.0.block_sparse_moe.gate.weight", "model.layers.x.mlp", "a" * 99])
+@pytest.mark.parametrize("name", ["", "model.layers.0.block_sparse_moe.gate.weight", "model.layers.x", "a" * 99])
 def test_other_names_are_unknown(name: str) -> None:
     assert identify(name) is None
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tinyllava.convert.pipeline import Written
 
 DESCRIPTION = """\
-Convert a LLaVA to GGUF: its folder in, model-<type>.gguf and mmproj-<type>.gguf out. Without PyTorch, and without
-a change to the folder.
+Convert a LLaVA to GGUF: its folder in, model-<type>.gguf and mmproj-<type>.gguf out. Without PyTorch, and
+without a change to the folder.
 
   tinyllava convert llava-v1.5-7b --vision-tower clip-vit-large-patch14-336 -o llava-gguf
   tinyllava convert llava-v1.6-mistral-7b --outtype q4_k_m

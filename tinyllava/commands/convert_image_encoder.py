@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tinyllava.convert.layout import Parts
 
 DESCRIPTION = """\
-Convert a vision tower and llava.projector to mmproj-model-<type>.gguf, as convert_image_encoder_to_gguf.py does.
-`tinyllava convert` needs none of these steps.
+Convert a vision tower and llava.projector to mmproj-model-<type>.gguf, as convert_image_encoder_to_gguf.py
+does. `tinyllava convert` needs none of these steps.
 """
 COLOURS = ("--image-mean", "--image-std")
 REFUSED = {
