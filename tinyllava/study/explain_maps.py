@@ -48,7 +48,8 @@ def make_panels(plan: PicturePlan) -> list[Panel]:
     whole = Panel("The picture" if first == 0 else "The tiles", tuple(map(tuple, numbers.tolist())), grid)
     if first == 0:
         return [whole]
-    return [Panel("The overview", ((0,),), by_tile[0]), whole]
+    overview = Panel("The overview", ((0,),), by_tile[0])
+    return [overview, whole] if n_grid else [overview]
 
 
 def token_of_patch(plan: PicturePlan) -> Ints:

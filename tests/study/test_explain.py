@@ -1,0 +1,452 @@
+"""`tinyllava explain`: what the page says is what happened, and nothing in it can break out of its place."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tinyllava
+from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
+from golden.pictures import picture
+from tinyllava import cli
+from tinyllava.errors import UsageError
+from tinyllava.files.gguf import n_parameters, open_gguf
+from tinyllava.files.gguf_write import NewTensor, copy_metadata, write_gguf
+from tinyllava.generate import Stream
+from tinyllava.study.explain import Explanation, explain
+from tinyllava.study.explain_colour import TO_CONES, TO_RGB, ramp
+from tinyllava.study.explain_figures import compose
+from tinyllava.study.explain_maps import NOWHERE, choose_maps, make_panels, quantise, token_of_patch
+from tinyllava.study.explain_page import as_json, render, write_page
+from tinyllava.study.explain_walk import HOME, PARTS, canonical, make_walk
+from tinyllava.text.sampling import Sampling, softmax
+from tinyllava.trace import Recorder
+from tinyllava.vision.anyres import merge
+from tinyllava.vision.clip import split_patches
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
+GREEDY = Sampling(temperature=0.0)
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements in order, the text of scripts, and all other text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag in ("script", "style"):
+            self._inside = tag
+            self.scripts += [""] if tag == "script" else []
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif not self._inside:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.scripts[0])
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("explain")
+    write_language_model(path / "vicuna.gguf", LANGUAGE["vicuna"])
+    for name in ("clip_15", "clip_16"):
+        write_mmproj(path / f"{name}.gguf", VISION[name])
+    Image.fromarray(picture(100, 60)).save(path / "picture.png")
+    make_evil(path / "vicuna.gguf", path / "evil.gguf")
+    return path
+
+
+def make_evil(source: Path, target: Path) -> None:
+    """A model whose name and whose every second token is markup."""
+    with open_gguf(source) as file:
+        metadata = copy_metadata(file)
+        tokens = list(file.metadata["tokenizer.ggml.tokens"])
+        metadata["general.name"] = EVIL
+        metadata["tokenizer.ggml.tokens"] = [
+            f"{EVIL}{i}" if i > 260 and i % 2 else token for i, token in enumerate(tokens)
+        ]
+        tensors = [NewTensor(t.name, t.shape, t.type, lambda t=t: [t.raw]) for t in file.tensors.values()]
+        write_gguf(target, metadata, tensors)
+
+
+def make(folder: Path, vision: str = "clip_15", model: str = "vicuna", **settings: Any) -> Explanation:
+    llava = tinyllava.load(folder / f"{model}.gguf", folder / f"{vision}.gguf", backend="numpy")
+    question = settings.pop("question", "What is this?")
+    return explain(llava, question, folder / "picture.png", **{"max_tokens": 8, **settings})
+
+
+@pytest.fixture(scope="module", params=["clip_15", "clip_16"])
+def explained(request: pytest.FixtureRequest, folder: Path) -> Explanation:
+    return make(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def recorder(explained: Explanation) -> Recorder:
+    """The same run, recorded whole by the tap that everyone uses."""
+    tap = Recorder()
+    for _ in Stream(explained.llava, explained.plan, GREEDY, lambda *_: None, tap):
+        pass
+    return tap
+
+
+def attention(recorder: Recorder, e: Explanation) -> np.ndarray[Any, Any]:
+    """(n_tokens, n_layer, n_head, tokens of the picture), from the recorded taps."""
+    n_layer = e.llava.language.llama.config.n_layer
+    start = len(e.plan.parts[0])
+    layers = [recorder.values[f"llm.blk.{i}.attn_weights"] for i in range(n_layer)]
+    steps = zip(*layers, strict=True)
+    return np.array([[w[:, -1, start : start + e.plan.image_tokens] for w in step] for step in steps])
+
+
+# ---- the numbers are the trace's
+
+
+def test_tokens_and_probabilities_are_the_traces(explained: Explanation, recorder: Recorder) -> None:
+    page = Page(render(explained))
+    logits = recorder.values["llm.result_output"]
+    assert len(page.data["tokens"]) == len(logits) == 8
+    for said, row in zip(page.data["tokens"], logits, strict=True):
+        p = softmax(row[0].astype(np.float64))
+        order = np.argsort(-p, kind="stable")
+        assert said["id"] == order[0] and said["rank"] == 1
+        assert said["probability"] == pytest.approx(p[order[0]], rel=1e-6)
+        assert [best[2] for best in said["best"]] == order[1:6].tolist()
+        assert [best[1] for best in said["best"]] == pytest.approx(p[order[1:6]], rel=1e-6)
+    assert [said["id"] for said in page.data["tokens"]] == explained.result.tokens
+
+
+def test_maps_are_the_traces_attention(explained: Explanation, recorder: Recorder) -> None:
+    data = Page(render(explained)).data["maps"]
+    n_tokens, n_layers, n_heads, n = explained.maps.shape
+    assert (len(data["layers"]), len(data["heads"]), data["n"]) == (n_layers, n_heads, n)
+    values = np.frombuffer(base64.b64decode(data["values"]), np.uint8).reshape(explained.maps.shape)
+    peaks = np.frombuffer(base64.b64decode(data["peaks"]), "<f4").reshape(n_tokens, n_layers, n_heads)
+    shown = values / 255 * peaks[..., None]
+    truth = attention(recorder, explained)
+    allowed = peaks[..., None] * 0.51 / 255
+    assert (np.abs(shown[:, 1:, 1:] - truth) <= allowed[:, 1:, 1:]).all()
+    assert (np.abs(shown[:, 0, 0] - truth.mean(axis=(1, 2))) <= allowed[:, 0, 0]).all()
+    assert (np.abs(shown[:, 1:, 0] - truth.mean(axis=2)) <= allowed[:, 1:, 0]).all()
+    assert (np.abs(shown[:, 0, 1:] - truth.mean(axis=1)) <= allowed[:, 0, 1:]).all()
+    assert np.allclose(explained.shares.sum(axis=-1), 1, atol=1e-5)
+    assert np.allclose(explained.shares[:, 1:, 1:, 2], truth.sum(axis=-1), atol=1e-6)
+
+
+def test_the_lens_ends_in_the_models_own_probabilities(explained: Explanation) -> None:
+    for step in explained.tokens:
+        assert len(step.lens) == 1 + explained.llava.language.llama.config.n_layer
+        assert step.lens[-1][0].id == step.chosen.id
+        assert step.lens[-1][0].probability == pytest.approx(step.chosen.probability, rel=1e-4)
+        assert step.lens_chosen[-1] == pytest.approx(step.chosen.probability, rel=1e-4)
+
+
+def test_the_walk_has_the_taps_shapes(explained: Explanation, recorder: Recorder) -> None:
+    n_layer = explained.llava.language.llama.config.n_layer
+    for row in explained.walk:
+        name = row.tap.replace("mm.{i}", "mm.0").replace("{i}", f"{n_layer - 1}")
+        if name in recorder.values:
+            assert row.shape == recorder.values[name][0].shape, name
+    seen = {row.tap for row in explained.walk}
+    assert {"decode", "pixels", "vit.patch_embd", "mm.{i}.linear", "llm.inp_embd", "token"} <= seen
+    assert all(row.seconds > 0 for row in explained.walk)
+    assert all(row.title and row.stage for row in explained.walk)
+
+
+def test_every_tap_belongs_to_a_step_with_a_title(recorder: Recorder) -> None:
+    known = {tap for part in PARTS for tap in part.taps}
+    watched = {canonical(name) for name in recorder.values if not name.endswith("attn_weights")}
+    assert watched <= known
+
+
+def test_parameters_add_up_to_the_files(explained: Explanation) -> None:
+    llava = explained.llava
+    with open_gguf(llava.language.path) as text, open_gguf(llava.eye.path) as eye:
+        assert sum(row.parameters for row in explained.walk) == n_parameters(text) + n_parameters(eye)
+
+
+def test_places_in_the_code_are_where_the_step_is(explained: Explanation) -> None:
+    for row in explained.walk:
+        lines = (HOME / row.file).read_text(encoding="utf-8").splitlines()
+        assert row.source == lines[row.line - 1].strip()
+        name = row.function.split(".")[-1]
+        functions = [
+            range(node.lineno - len(node.decorator_list), (node.end_lineno or 0) + 1)
+            for node in ast.walk(ast.parse("\n".join(lines)))
+            if isinstance(node, ast.FunctionDef) and node.name == name
+        ]
+        assert any(row.line in lines_of for lines_of in functions), row.place
+
+
+def test_a_prompt_in_pieces_tells_the_same(folder: Path) -> None:
+    whole = make(folder)
+    llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_15.gguf", backend="numpy", n_batch=7)
+    pieces = explain(llava, "What is this?", folder / "picture.png", max_tokens=8)
+    assert np.allclose(whole.maps, pieces.maps, atol=1e-6)
+    assert [row.shape for row in whole.walk if row.tap.endswith("l_out")] == [
+        row.shape for row in pieces.walk if row.tap.endswith("l_out")
+    ]
+    by_tap = {row.tap: row.shape for row in pieces.walk}
+    assert by_tap["llm.inp_embd"] == (whole.plan.prompt_tokens, 256)
+
+
+# ---- maps lie where the picture is
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (56, 56), (300, 20), (9, 9)])
+def test_each_patch_of_a_map_lies_over_its_own_pixels(size: tuple[int, int], folder: Path) -> None:
+    """Tokens made of the patches' own colours must match the pixels that the panels show at their places."""
+    llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_16.gguf", backend="numpy")
+    tap = Recorder(["pixels"])
+    llava.encode_image(Image.fromarray(picture(*size)), tap=tap)
+    plan = llava.plan_image(picture(*size))
+    pixels, config = tap["pixels"], llava.eye.config
+    features = np.stack([split_patches(tile, config) for tile in pixels])  # (n_tiles, n_patches, 588)
+    tokens = merge(features, plan, np.zeros(features.shape[-1]))
+    seen = 0
+    for panel in make_panels(plan):
+        shown = compose(pixels.transpose(0, 2, 3, 1), panel)  # (rows * px, columns * px, 3)
+        p = config.patch_px
+        for (row, column), token in np.ndenumerate(panel.tokens):
+            if token != NOWHERE:
+                cell = shown[row * p : (row + 1) * p, column * p : (column + 1) * p]
+                assert np.array_equal(cell.transpose(2, 0, 1).reshape(-1), tokens[token])
+                seen += 1
+    newlines = plan.unpadded.height if plan.merge == "spatial_unpad" else 0
+    assert seen == plan.n_tokens - newlines
+
+
+def test_the_places_of_a_small_tiled_picture_worked_by_hand(folder: Path) -> None:
+    llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_16.gguf", backend="numpy")
+    plan = llava.plan_image(picture(100, 60))  # 2 x 2 tiles of 4 x 4 patches, rows 1 to 6 of the 8 are kept
+    tokens = token_of_patch(plan)
+    assert tokens[0].tolist() == np.arange(16).reshape(4, 4).tolist()
+    top = plan.unpadded.top
+    assert (tokens[1][:top] == NOWHERE).all()
+    assert tokens[1][top].tolist() == [16, 17, 18, 19]
+    assert tokens[2][top].tolist() == [20, 21, 22, 23]  # the tile on the right goes on in the same row
+    assert tokens[1][top + 1].tolist() == [25, 26, 27, 28]  # 24 is the newline
+
+
+def test_reports_stay_small() -> None:
+    demo = choose_maps(n_layer=4, n_head=4, n_patches=144, n_steps=64)
+    assert demo.heads == 4 and demo.layers == (0, 1, 2, 3) and not demo.note
+    vicuna = choose_maps(n_layer=32, n_head=32, n_patches=576, n_steps=64)
+    assert vicuna.heads == 0 and len(vicuna.layers) == 31 and "averaged" in vicuna.note
+    tiled = choose_maps(n_layer=32, n_head=32, n_patches=2880, n_steps=64)
+    assert 0 < len(tiled.layers) < 32 and tiled.layers[-1] == 31 and "layers are kept" in tiled.note
+    assert choose_maps(32, 32, 2880, 4096).layers == ()
+
+
+def test_a_report_with_averaged_heads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = make(folder)
+    monkeypatch.setattr("tinyllava.study.explain_maps.MAX_BYTES", 0)
+    monkeypatch.setattr("tinyllava.study.explain.choose_maps", lambda *sizes: choose_maps(*sizes, room=2 * 16 * 8))
+    small = make(folder)
+    assert small.maps.shape == (8, 2, 1, 16)
+    assert np.allclose(small.maps[:, 0, 0], full.maps[:, 0, 0], atol=1e-7)
+    assert np.allclose(small.maps[:, 1, 0], full.maps[:, 2, 0], atol=1e-7)
+    assert "1 of 2 layers are kept" in Page(render(small)).text
+
+
+def test_quantising_keeps_the_peak() -> None:
+    values, peaks = quantise(np.array([[0.0, 0.1, 0.2], [0.0, 0.0, 0.0]]))
+    assert values.tolist() == [[0, 128, 255], [0, 0, 0]]
+    assert peaks.tolist() == [np.float32(0.2), 0.0]
+
+
+# ---- the page
+
+
+def test_nothing_from_prompt_tokens_or_metadata_breaks_out(folder: Path, tmp_path: Path) -> None:
+    e = make(folder, model="evil", question=f"What is {EVIL}?", max_tokens=24)
+    assert any("<script>" in step.chosen.text for step in e.tokens), "the test needs such a token"
+    write_page(tmp_path / "report.html", e)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.scripts) == 2 and "alert(1)" not in page.scripts[1]
+    assert "<" not in page.scripts[0]
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert EVIL in page.text and EVIL in page.data["question"]
+    assert {a.get("src", "data:") for a in page.all("img")} == {"data:,"}
+    assert f"What is {EVIL}?"[:60] in page.text  # the title
+
+
+def test_json_in_the_page_cannot_end_its_element() -> None:
+    text = as_json({"<!--<script>": "</script>\u2028&"})
+    assert not set(text) & set("<>&\u2028")
+    assert json.loads(text) == {"<!--<script>": "</script>\u2028&"}
+
+
+def test_the_page_needs_nothing_else(explained: Explanation) -> None:
+    html = render(explained)
+    page = Page(html)
+    assert "http" not in html.replace("http-equiv", "") and "@import" not in html and "url(" not in html
+    for _, attributes in page.elements:
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("data:", "#"))
+    assert "default-src 'none'" in page.all("meta")[4]["content"]
+    assert all(word in html for word in ("prefers-color-scheme: dark", "prefers-reduced-motion"))
+    assert "width=device-width" in html
+    assert len(html.encode()) < 2_000_000
+
+
+def test_pictures_have_texts_and_choices_have_names(explained: Explanation) -> None:
+    page = Page(render(explained))
+    drawings = [a for a in page.all("svg") if a.get("aria-hidden") != "true"]
+    assert len(drawings) == (5 if len(explained.panels) == 1 else 7)
+    assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
+    assert all("alt" in a for a in page.all("img"))
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    used = [a["href"][1:] for a in page.all("use")] + [a["href"][1:] for a in page.all("a")]
+    assert set(used) <= set(ids)
+    assert len(page.all("input")) == len(explained.tokens) + 1
+    assert sum("checked" in a for a in page.all("input")) == 1
+
+
+def test_the_colour_scale_is_even_and_gets_lighter() -> None:
+    colours = ramp() / 255.0
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(linear @ np.linalg.inv(TO_RGB).T) @ np.linalg.inv(TO_CONES).T
+    assert (np.diff(lab[::4, 0]) > 0).all()
+    steps = np.linalg.norm(np.diff(lab[::8], axis=0), axis=1)
+    assert steps.max() / steps.min() < 1.25  # 8 bits alone make a tenth of that
+
+
+# ---- the command
+
+
+def words(folder: Path, *more: object, vision: str = "clip_15") -> list[str]:
+    pair = ["-m", folder / "vicuna.gguf", "--mmproj", folder / f"{vision}.gguf", "--backend", "numpy"]
+    return [str(word) for word in ["explain", *pair, "--image", folder / "picture.png", "-n", 4, *more]]
+
+
+def test_the_command_writes_a_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.html"
+    assert cli.main(words(folder, "-p", "What?", "-o", out)) == 0
+    assert "open it in a browser" in capsys.readouterr().err
+    assert Page(out.read_text(encoding="utf-8")).data["question"] == "What?"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.html"]
+
+
+def test_the_command_prints_the_walk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words(folder, "-p", "What?", "--text", vision="clip_16")) == 0
+    out = capsys.readouterr().out
+    assert "tinyllava/vision/clip.py:" in out and "Language model" in out and "5x3x56x56" in out
+    assert str(folder) not in out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-p", "?", "-o", "nowhere/out.html"], "no such directory"),
+        (["-p", "?", "-o", "x.html", "--text"], "-o/--output"),
+        (["-p", "?", "--image", "SAME"], "2 pictures; wanted one picture"),
+        (["-p", "?", "--max-layers", "3"], "not an option"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_a_line(
+    more: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [str(folder / "picture.png") if word == "SAME" else word for word in more]
+    more = [str(tmp_path / word) if word.endswith(".html") else word for word in more]
+    assert cli.main(words(folder, *more)) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_picture_is_wanted(folder: Path) -> None:
+    llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_15.gguf", backend="numpy")
+    with pytest.raises(UsageError, match="picture"):
+        explain(llava, "<image> and <image>", folder / "picture.png")
+
+
+def test_no_walk_without_events(folder: Path) -> None:
+    llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_15.gguf", backend="numpy")
+    assert make_walk([], llava) == []
+
+
+# ---- in a browser
+
+DRIVER = """
+const seen = [];
+const note = () => seen.push([document.body.dataset.shown, document.getElementById("heat-0").getAttribute("href")]);
+const set = (id, value) => { const e = document.getElementById(id); e.value = value; e.dispatchEvent(new Event("change", {bubbles: true})); };
+note();
+set("layer", "1"); note();
+set("head", "2"); note();
+set("scale", "all"); note();
+document.querySelectorAll("#film input")[3].click(); note();
+document.querySelectorAll("#grid button")[0].click(); note();
+document.querySelector("table.lens td[data-token='1']").click(); note();
+document.getElementById("panel-0").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"}));
+seen.push(document.getElementById("readout").textContent);
+document.body.dataset.seen = JSON.stringify(seen);
+"""  # noqa: E501
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("vision", ["clip_15", "clip_16"])
+def test_selectors_work_in_a_browser_without_errors(vision: str, folder: Path, tmp_path: Path) -> None:
+    e = make(folder, vision)
+    page = Page(browse(render(e), tmp_path))
+    errors = next(a for a in page.all("p") if a.get("id") == "errors")
+    assert "hidden" in errors
+    *steps, readout = json.loads(page.all("body")[0]["data-seen"])
+    first = next(i for i, step in enumerate(e.tokens) if len(step.chosen.text.strip()) > 2)
+    assert [shown for shown, _ in steps] == [
+        f"{first},0,0,own", f"{first},1,0,own", f"{first},1,2,own", f"{first},1,2,all", "3,1,2,all", "3,0,0,all",
+        "1,0,0,all",
+    ]  # fmt: skip
+    maps = [href for _, href in steps]
+    assert all(href.startswith("data:image/png") for href in maps)
+    assert len(set(maps[:3])) == 3 and maps[4] != maps[3]
+    assert readout.startswith("Row ")
+
+
+def browse(html: str, folder: Path) -> str:
+    """The page after Chromium has run it, and DRIVER after it; skips where there is no Chromium."""
+    import hashlib
+    import subprocess
+
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    allowed = base64.b64encode(hashlib.sha256(DRIVER.encode()).digest()).decode()
+    html = html.replace("script-src ", f"script-src 'sha256-{allowed}' ")
+    html = html.replace("</body>", f"<script>{DRIVER}</script></body>")
+    (folder / "page.html").write_text(html, encoding="utf-8")
+    flags = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+        --disable-component-update --disable-sync --dump-dom""".split()
+    line = [chromium, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
+    done = subprocess.run(line, capture_output=True, timeout=120, check=True)
+    return done.stdout.decode()
