@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 30  # characters
 REFRESH_S = 0.05  # seconds between two drawings of a progress bar
-UNITS = {"picture": "tiles", "prompt": "tokens", "quantize": "MiB"}
+UNITS = {"picture": "tiles", "prompt": "tokens", "quantize": "MiB", "model": "MiB", "mmproj": "MiB"}
 
 
 class Report:
