@@ -12,6 +12,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ def requantize(
     error there is no target but one that was there before.
     """
     chosen = mixture(type_name)
-    with open_gguf(source) as file, ThreadPoolExecutor(threads or n_cores()) as pool:
+    with open_gguf(source) as file, workers(threads) as pool:
         if _same_file(source, target):
             raise UsageError(str(target), "the input itself", wanted="another file to write to")
         types = plan(file, chosen)
@@ -77,6 +78,16 @@ def requantize(
         ]
         size = write_gguf(target, new_metadata(file, chosen), tensors, progress)
         return Summary(chosen.name, file.size, size, n_parameters(file), dict(Counter(types.values())), already)
+
+
+@contextmanager
+def workers(threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads (None: all cores) that at the end, or after an error, finish only what they have begun."""
+    pool = ThreadPoolExecutor(threads or n_cores())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def n_cores() -> int:
