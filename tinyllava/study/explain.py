@@ -21,8 +21,8 @@ from tinyllava.generate import Plan, Result, Stream, make_plan
 from tinyllava.language.llama import unembed
 from tinyllava.llava import LLaVA, Progress, no_progress
 from tinyllava.study.explain_maps import Keep, MapKeeper, Panel, choose_maps, make_panels
-from tinyllava.study.explain_walk import Row, count_weights, make_walk, watching_seconds, weight_owners
-from tinyllava.study.explain_watch import Event, Phase, Step, Watch, WatchedSampler
+from tinyllava.study.explain_walk import Row, count_weights, make_walk, weight_owners
+from tinyllava.study.explain_watch import ATTENTION, Event, Phase, Step, Watch, WatchedSampler
 from tinyllava.text.prompt import ImageSlot
 from tinyllava.text.sampling import Sampling, softmax
 from tinyllava.text.tokenizer import Tokenizer
@@ -31,7 +31,8 @@ from tinyllava.vision.image import Pixels, Source, decode
 Floats = npt.NDArray[Any]
 N_BEST = 5  # tokens listed beside the chosen one
 N_LENS = 3  # tokens listed for each layer of the logit lens
-WARM_UP_PARAMETERS = 300_000_000  # a smaller model runs once before it is timed
+REPEATED_PARAMETERS = 300_000_000  # a smaller model runs several times, for steadier times
+N_REPEATS = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class Explanation:
     plan: Plan
     result: Result
     walk: list[Row]
-    watching_s: float
     tokens: list[TokenStep]
     rgb: Pixels  # the picture as given
     tiles: npt.NDArray[np.uint8]  # (n_tiles, tile_px, tile_px, 3): what the vision tower sees
@@ -89,30 +89,25 @@ def explain(
 
     Raises what ``generate`` raises, and UsageError for a prompt with more than one picture.
     """
-    started = time.perf_counter()
-    rgb = decode(image)
-    decoded = _event("picture", "decode", rgb.shape, started, decode.__code__)
     plan = make_plan(llava, question, [image], max_tokens=max_tokens, template=template)
     start, stop = picture_columns(plan)
-    started = time.perf_counter()
-    llava.tokenizer.encode(question)
-    tokens = _event("prompt", "tokens", (len(plan.text_ids),), started, Tokenizer.encode.__code__)
-    _warm_up(llava, plan)
-
     config = llava.language.llama.config
     keep = choose_maps(config.n_layer, config.n_head, plan.image_tokens, plan.max_tokens)
     keeper = MapKeeper(config.n_layer, slice(start, stop), plan.prompt_tokens, keep)
     watch = Watch(llava.ops, plan.prompt_tokens, keeper)
-    result = _run(llava, plan, sampling or Sampling(temperature=0.0), watch, progress)
+    sampling = sampling or Sampling(temperature=0.0)
+    result = _run(llava, plan, sampling, watch, progress)
+    again = replace(sampling, seed=result.seed)
+    events = steady([watch.events, *_run_again(llava, plan, again)])
+    decoded, tokens = _decode_again(image), _tokenize_again(question, plan, llava)
     return Explanation(
         question=question,
         llava=llava,
         plan=plan,
         result=result,
-        walk=make_walk(_in_order(decoded, tokens, watch.events), llava),
-        watching_s=watching_seconds(watch.events),
+        walk=make_walk(_in_order(decoded, tokens, events), llava),
         tokens=[_token(step, llava, lens) for step in watch.steps],
-        rgb=rgb,
+        rgb=plan.pixels[0],
         tiles=as_seen(watch.pixels, llava),
         panels=make_panels(plan.pictures[0]),
         keep=keep,
@@ -146,14 +141,42 @@ def _run(llava: LLaVA, plan: Plan, sampling: Sampling, watch: Watch, progress: P
     return stream.result
 
 
-def _warm_up(llava: LLaVA, plan: Plan) -> None:
-    """Run a small model once unseen, so that compiling and reading the file do not count as the steps' time.
+def _run_again(llava: LLaVA, plan: Plan, sampling: Sampling) -> list[list[Event]]:
+    """The events of further runs of a small model, for times that the first run's compiling does not spoil.
 
-    A large one would take as long again; its times include reading its weights from disk.
+    A large model would take as long again; its times include reading its weights from disk.
     """
-    if n_parameters(llava) < WARM_UP_PARAMETERS:
-        for _ in Stream(llava, replace(plan, max_tokens=2), Sampling(temperature=0.0), no_progress):
-            pass
+    if n_parameters(llava) > REPEATED_PARAMETERS:
+        return []
+    watches = [Watch(llava.ops, plan.prompt_tokens) for _ in range(N_REPEATS)]
+    for watch in watches:
+        _run(llava, plan, sampling, watch, no_progress)
+    return [watch.events for watch in watches]
+
+
+def steady(runs: list[list[Event]]) -> list[Event]:
+    """The first run's events with the median of their times in all runs that went alike.
+
+    Attention that was computed a second time to be looked at is no part of a run.
+    """
+    plain = [[event for event in run if not event.name.endswith(ATTENTION)] for run in runs]
+    first = plain[0]
+    alike = [run for run in plain if [event.name for event in run] == [event.name for event in first]]
+    seconds = np.median([[event.seconds for event in run] for run in alike], axis=0)  # (n_events,)
+    return [replace(event, seconds=float(s)) for event, s in zip(first, seconds, strict=True)]
+
+
+def _decode_again(image: Source) -> Event:
+    """Decoding and tokenising happen in the plan, out of the taps' reach: they are repeated for their times."""
+    started = time.perf_counter()
+    rgb = decode(image)
+    return _event("picture", "decode", rgb.shape, started, decode.__code__)
+
+
+def _tokenize_again(question: str, plan: Plan, llava: LLaVA) -> Event:
+    started = time.perf_counter()
+    llava.tokenizer.encode(question)
+    return _event("prompt", "tokens", (len(plan.text_ids),), started, Tokenizer.encode.__code__)
 
 
 def n_parameters(llava: LLaVA) -> int:

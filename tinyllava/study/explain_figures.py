@@ -153,5 +153,5 @@ def map_panel(number: int, panel: Panel) -> str:
 def tick_places(n: int) -> list[int]:
     """Which of n rows to number: the first, the last, and every few between."""
     step = next(step for step in (1, 2, 3, 4, 6, 8, 12, 16, 24, 48, n) if n / step <= 8)
-    places = list(range(step - 1 if step > 1 else 0, n, step))
-    return sorted({0, n - 1, *(place for place in places if place >= step - 1 and n - 1 - place >= step // 2)})
+    between = range(2 * step - 1, n - 1, step) if step > 1 else range(n)
+    return sorted({0, n - 1, *(place for place in between if n - 1 - place > step // 2)})

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tinyllava import __version__
 from tinyllava.files.gguf_write import put, replacing
-from tinyllava.study.explain import Explanation, Guess, n_parameters
+from tinyllava.study.explain import Explanation, Guess, TokenStep, n_parameters
 from tinyllava.study.explain_colour import ramp
 from tinyllava.study.explain_figures import compose, figures, map_panel, shrunk, symbol, use
 from tinyllava.study.explain_maps import SEGMENTS, quantise
@@ -180,7 +180,7 @@ def _options(names: list[str]) -> str:
 def _film(e: Explanation) -> str:
     """The answer's tokens as a row of choices, each with a small map that the script draws."""
     items = []
-    first = next((i for i, step in enumerate(e.tokens) if len(step.chosen.text.strip()) > 2), 0)
+    first = first_shown(e.tokens)
     for i, step in enumerate(e.tokens):
         word, p = escape(visible(step.chosen.text)), step.chosen.probability
         checked = " checked" if i == first else ""
@@ -191,6 +191,14 @@ def _film(e: Explanation) -> str:
             f'<span class="meter"><i style="width:{100 * p:.1f}%"></i></span></label>'
         )
     return "\n".join(items)
+
+
+def first_shown(tokens: list[TokenStep]) -> int:
+    """The token to open the page with: the one that the last block changed most, a telling word as a rule."""
+    words = [
+        i for i, step in enumerate(tokens) if len(step.chosen.text.strip()) > 2 and not step.is_end and step.lens
+    ]
+    return max(words, key=lambda i: tokens[i].lens_chosen[-1] - tokens[i].lens_chosen[-2], default=0)
 
 
 def _lens(e: Explanation) -> str:

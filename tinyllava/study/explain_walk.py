@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import tinyllava
-from tinyllava.study.explain_watch import ATTENTION, Event
+from tinyllava.study.explain_watch import Event
 
 if TYPE_CHECKING:
     from tinyllava.llava import LLaVA
@@ -112,19 +112,13 @@ class Row:
 
 
 def make_walk(events: Sequence[Event], llava: LLaVA) -> list[Row]:
-    """The rows, in the order in which they first happened. Attention computed only to be seen is no step."""
+    """The rows, in the order in which they first happened."""
     grouped: dict[Part, list[Event]] = {}
     for event in events:
-        if not event.name.endswith(ATTENTION):
-            grouped.setdefault(_part_of(canonical(event.name)), []).append(event)
+        grouped.setdefault(_part_of(canonical(event.name)), []).append(event)
     owners = weight_owners(llava)
     n_answer = sum(event.name == "llm.inp_embd" and event.phase == "answer" for event in events)
     return [_row(part, own, n_answer, owners) for part, own in grouped.items()]
-
-
-def watching_seconds(events: Iterable[Event]) -> float:
-    """What computing attention a second time, only to look at it, has cost."""
-    return sum(event.seconds for event in events if event.name.endswith(ATTENTION))
 
 
 def canonical(name: str) -> str:

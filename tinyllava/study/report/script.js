@@ -21,8 +21,9 @@ const state = { token: 0, layer: 0, head: 0, scale: "own" };
 
 const percent = (x) => {
   const p = 100 * x;
-  const digits = p >= 10 ? 0 : p >= 1 ? 1 : p >= 0.1 ? 2 : 3;
-  return `${p === 0 ? "0" : p.toFixed(digits)} %`;
+  if (p === 0) return "0 %";
+  if (p < 0.001) return "< 0.001 %";
+  return `${p.toFixed(p >= 9.95 ? 0 : p >= 0.995 ? 1 : p >= 0.0995 ? 2 : 3)} %`;
 };
 
 // ---- maps
@@ -139,7 +140,7 @@ function drawGrid() {
   if (card.hidden) return;
   const panel = panels[panels.length - 1];
   const grid = byId("grid");
-  grid.style.gridTemplateColumns = `max-content repeat(${nHeads}, minmax(40px, 92px))`;
+  grid.style.gridTemplateColumns = `max-content repeat(${nHeads}, minmax(40px, 124px))`;
   const text = (words, name) => {
     const span = document.createElement("span");
     span.textContent = words;
@@ -239,6 +240,9 @@ function update(change) {
 function pick(token) {
   const radio = document.querySelector(`#film input[value="${token}"]`);
   radio.checked = true;
+  const [film, label] = [byId("film"), radio.parentElement];
+  const hidden = label.offsetLeft < film.scrollLeft || label.offsetLeft + label.offsetWidth > film.scrollLeft + film.clientWidth;
+  if (hidden) film.scrollLeft = label.offsetLeft - (film.clientWidth - label.offsetWidth) / 2;
   update({ token });
 }
 
