@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "llama-cpp-quantized": ("llama_cpp_logits", "make_quantized", ()),
     "hf-images": ("hf_llava", "make_images", ()),
     "llama-cpp-images": ("mtmd", "make_images", ()),
+    "hf-dump": ("dumps", "make_hf", ()),
+    "llama-cpp-dumps": ("dumps", "make_llama_cpp", ("tools",)),
     "llava-cli-images": ("llava_cli", "make_images", ("library",)),
     "original-images": ("original", "make_images", ()),
     "original-answers": ("original", "make_answers", ()),

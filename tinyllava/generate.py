@@ -100,8 +100,8 @@ def make_plan(
         family=f"LLaVA-{pictures[0].kind}" if pictures else "text",
         template=name,
         template_reason=reason,
-        stop_texts=chosen.stop_texts,
-        parts=tuple(prompts.encode_prompt(parts, tokenizer)),
+        stop_texts=llava.profile.stop_texts,
+        parts=tuple(prompts.encode_prompt(parts, tokenizer, llava.profile.space_prefix)),
         pixels=pixels,
         pictures=pictures,
         max_tokens=max_tokens,
@@ -112,9 +112,9 @@ def make_plan(
 
 def _template(llava: LLaVA, name: str) -> tuple[Template, str]:
     if name != "auto":
-        return prompts.template_for(name, llava.profile.name), "asked for"
+        return prompts.template_for(name, llava.profile.wording), "asked for"
     text = llava.language
-    return prompts.choose_template(text.metadata, llava.tokenizer, text.path.name, llava.profile.name)
+    return prompts.choose_template(text.metadata, llava.tokenizer, text.path.name, llava.profile)
 
 
 def _fit(plan: Plan) -> Plan:

@@ -42,11 +42,11 @@ class Mtmd:
         if not self.context:
             raise SystemExit(f"{spec.name}: libmtmd does not load it")
 
-    def chunks(self, size: tuple[int, int]) -> Any:
+    def chunks_of(self, rgb: np.ndarray[Any, Any]) -> Any:
         """A prompt that is nothing but a picture, cut by libmtmd into pieces of text and picture."""
-        rgb = np.ascontiguousarray(picture(*size))
+        rgb = np.ascontiguousarray(rgb)
         data = rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd_cpp.mtmd_bitmap_init(*size, data)
+        bitmap = mtmd_cpp.mtmd_bitmap_init(rgb.shape[1], rgb.shape[0], data)
         chunks = mtmd_cpp.mtmd_input_chunks_init()
         marker = mtmd_cpp.mtmd_default_marker()
         text = mtmd_cpp.mtmd_input_text(marker, len(marker), False, True)
@@ -58,8 +58,12 @@ class Mtmd:
         return chunks
 
     def embed(self, size: tuple[int, int]) -> np.ndarray[Any, Any]:
-        """The embeddings that take the place of a picture, (n_image_tokens, n_llm)."""
-        chunks, parts = self.chunks(size), []
+        """The embeddings that take the place of golden picture `size`, (n_image_tokens, n_llm)."""
+        return self.embed_chunks(self.chunks_of(picture(*size)))
+
+    def embed_chunks(self, chunks: Any) -> np.ndarray[Any, Any]:
+        """The embeddings of all pictures among `chunks`, which are freed."""
+        parts = []
         for i in range(mtmd_cpp.mtmd_input_chunks_size(chunks)):
             chunk = mtmd_cpp.mtmd_input_chunks_get(chunks, i)
             if mtmd_cpp.mtmd_input_chunk_get_type(chunk) != mtmd_cpp.MTMD_INPUT_CHUNK_TYPE_IMAGE:

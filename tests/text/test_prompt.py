@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from golden.pruned import load, load_json
 from golden.vocab import VOCABULARIES
 from tinyllava.errors import UsageError
+from tinyllava.profile import LLAVA, PROFILES
 from tinyllava.text.prompt import (
     STOP_TEXTS,
     TEMPLATES,
@@ -132,10 +133,31 @@ def test_a_question_is_not_searched_for_slots() -> None:
 
 
 def test_other_pipelines_word_vicuna_differently() -> None:
-    assert build(template_for("vicuna", "hf"), "Q") == ["USER: ", SLOT, "\nQ ASSISTANT:"]
+    assert build(template_for("vicuna", "hub"), "Q") == ["USER: ", SLOT, "\nQ ASSISTANT:"]
     system = VICUNA.removesuffix(" USER: ")
-    assert build(template_for("vicuna", "llama.cpp"), "Q") == [system + "\nUSER:", SLOT, "Q\nASSISTANT:"]
-    assert template_for("mistral", "hf") == template_for("mistral") == TEMPLATES["mistral"]
+    assert build(template_for("vicuna", "native"), "Q") == [system + "\nUSER:", SLOT, "Q\nASSISTANT:"]
+    assert template_for("mistral", "hub") == template_for("mistral") == TEMPLATES["mistral"]
+
+
+def test_llama_mtmd_cli_has_no_system_text_and_no_line_end_after_the_picture() -> None:
+    built = {name: build(template_for(name, "chat_template"), "Q") for name in ("vicuna", "mistral", "chatml-34b")}
+    assert built == {
+        "vicuna": ["USER: ", SLOT, "Q\nASSISTANT:"],
+        "mistral": ["[INST] ", SLOT, "Q [/INST]"],
+        "chatml-34b": ["<|im_start|>user\n", SLOT, "Q<|im_end|>\n<|im_start|>assistant\n"],
+    }
+
+
+def test_llama_llava_cli_asks_every_model_as_vicuna() -> None:
+    template, reason = choose_template({"general.name": "llava-mistral"}, SPM, profile=PROFILES["llava-cli"])
+    assert (template, reason) == (template_for("vicuna", "native"), "vicuna: every model gets it")
+
+
+def test_transformers_puts_no_space_after_a_picture() -> None:
+    parts = ["USER: ", SLOT, "cat"]
+    cat, space_cat = encode_prompt(parts, SPM, "first_text"), encode_prompt(parts, SPM, "each_text")
+    assert cat[0] == space_cat[0]
+    assert SPM.text_of(space_cat[2][0]).startswith("▁") and not SPM.text_of(cat[2][0]).startswith("▁")
 
 
 def test_an_unknown_template_is_refused_with_the_names() -> None:
@@ -143,8 +165,8 @@ def test_an_unknown_template_is_refused_with_the_names() -> None:
         template_for("alpaca")
 
 
-def test_every_template_stops_at_the_usual_texts() -> None:
-    assert {template.stop_texts for template in TEMPLATES.values()} == {STOP_TEXTS}
+def test_an_answer_stops_at_the_usual_texts() -> None:
+    assert LLAVA.stop_texts == STOP_TEXTS
     assert STOP_TEXTS == ("###", "<|im_end|>", "<|im_start|>", "USER:")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from tinyllava.files.gguf import GGUFFile
 from tinyllava.ops import Ops, select
+from tinyllava.profile import LLAVA, Profile
 from tinyllava.trace import NULL, Tap
 from tinyllava.vision.anyres import make_tiles, merge, plan_picture
 from tinyllava.vision.clip import VisionConfig, VisionWeights, encode_tile, load_vision
@@ -26,20 +27,21 @@ class Eye(NamedTuple):
     weights: VisionWeights
     projector: ProjectorWeights
     ops: Ops
+    profile: Profile
 
 
-def load_eye(file: GGUFFile, ops: Ops | None = None, **changes: Any) -> Eye:
+def load_eye(file: GGUFFile, ops: Ops | None = None, profile: Profile = LLAVA, **changes: Any) -> Eye:
     """Load a file's tower and projector; ``changes`` replace fields of its config."""
     ops = ops or select("numpy")
-    config = replace(VisionConfig.from_gguf(file), **changes)
-    return Eye(config, load_vision(file, config, ops), load_projector(file, config, ops), ops)
+    config = replace(VisionConfig.from_gguf(file, profile), **changes)
+    return Eye(config, load_vision(file, config, ops), load_projector(file, config, ops), ops, profile)
 
 
 def see(rgb: Pixels, eye: Eye, tap: Tap = NULL) -> np.ndarray[Any, Any]:
     """A picture's tokens (n_tokens, n_embd_llm)."""
-    plan = plan_picture(size_of(rgb), eye.config)
+    plan = plan_picture(size_of(rgb), eye.config, eye.profile)
     features = []
-    for tile in make_tiles(rgb, plan, eye.config):
+    for tile in make_tiles(rgb, plan, eye.config, eye.profile):
         x = encode_tile(tile, eye.weights, eye.config, eye.ops, tap.at("vit"))
         features.append(project(x, eye.projector, eye.ops, tap.at("mm")))
     return merge(np.stack(features), plan, eye.projector.image_newline)

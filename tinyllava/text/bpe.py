@@ -46,8 +46,8 @@ class ByteLevelBPE:
         self._whole_words = vocabulary.pre in IGNORES_MERGES
         self._remember = lru_cache(CACHED_WORDS)(self._word_ids)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text without special tokens."""
+    def encode(self, text: str, _prefix: bool = True) -> list[int]:
+        """Ids of a text without special tokens. This kind of tokenizer has no space prefix."""
         ids: list[int] = []
         for word in self._split(text):
             ids += self._remember(word) if len(word) <= CACHED_LENGTH else self._word_ids(word)

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tinyllava.errors import UsageError
-from tinyllava.text.tokenizer import Tokenizer
+from tinyllava.profile import LLAVA, RUNAWAY_TEXTS, Profile, SpacePrefix, Wording
+from tinyllava.text.tokenizer import Prefix, Tokenizer
 
 IMAGE = "<image>"
-
-# Text that means the model has begun to play the user, or to write markup that its tokenizer does not know.
-# llama-llava-cli stops at these with every model.
-STOP_TEXTS = ("###", "<|im_end|>", "<|im_start|>", "USER:")
+STOP_TEXTS = RUNAWAY_TEXTS
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,6 @@ class Template:
     before: str
     after: str
     after_image: str = "\n"
-    stop_texts: tuple[str, ...] = STOP_TEXTS
 
 
 HUMAN_AND_ASSISTANT = (
@@ -81,23 +78,41 @@ TEMPLATES: dict[str, Template] = {
     )
 }
 
-# What the other pipelines ask a LLaVA-1.5 (the sources are their own templates).
-OTHER_VICUNAS: dict[str, Template] = {
-    "hf": Template("vicuna", before="USER: ", after=" ASSISTANT:"),
-    "llama.cpp": Template(
-        "vicuna",
-        before=f"{HUMAN_AND_ASSISTANT}\nUSER:",
-        after="\nASSISTANT:",
-        after_image="",
+# What the other implementations say instead; all else is as above.
+#   hub            the chat templates of the checkpoints converted for transformers
+#   native         what llama-llava-cli puts around a question that has no <image> in it, whatever the model
+#   chat_template  llama.cpp's built-in templates, as llama-mtmd-cli takes them: no system text, and the
+#                  picture goes right before the question. The files' own Jinja text only tells which.
+OTHER_WORDINGS: dict[Wording, tuple[Template, ...]] = {
+    "conversation": (),
+    "hub": (Template("vicuna", before="USER: ", after=" ASSISTANT:"),),
+    "native": (Template("vicuna", f"{HUMAN_AND_ASSISTANT}\nUSER:", "\nASSISTANT:", after_image=""),),
+    "chat_template": (
+        Template("vicuna", before="USER: ", after="\nASSISTANT:", after_image=""),
+        Template("mistral", before="[INST] ", after=" [/INST]", after_image=""),
+        Template(
+            "chatml-34b",
+            before="<|im_start|>user\n",
+            after="<|im_end|>\n<|im_start|>assistant\n",
+            after_image="",
+        ),
+        Template("llama-2", before="[INST] ", after=" [/INST]", after_image=""),
+        Template(
+            "llama-3",
+            before="<|start_header_id|>user<|end_header_id|>\n\n",
+            after="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            after_image="",
+        ),
     ),
 }
 
 
-def template_for(name: str, compat: str = "llava") -> Template:
-    """The template ``name`` as the pipeline ``compat`` ("llava", "hf" or "llama.cpp") words it."""
+def template_for(name: str, wording: Wording = "conversation") -> Template:
+    """The template ``name`` in a profile's wording."""
     if name not in TEMPLATES:
         raise UsageError("template", f"'{name}'", wanted="auto, " + ", ".join(TEMPLATES))
-    return OTHER_VICUNAS.get(compat, TEMPLATES[name]) if name == "vicuna" else TEMPLATES[name]
+    others = {template.name: template for template in OTHER_WORDINGS[wording]}
+    return others.get(name, TEMPLATES[name])
 
 
 # Words in a model's name -> template, in this order. BakLLaVA is a Mistral trained with Vicuna's words.
@@ -123,27 +138,35 @@ TOKENS = (("<|start_header_id|>", "llama-3"), ("<|im_start|>", "chatml-34b"))
 
 
 def choose_template(
-    metadata: Mapping[str, Any], tokenizer: Tokenizer, file_name: str = "", compat: str = "llava"
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, file_name: str = "", profile: Profile = LLAVA
 ) -> tuple[Template, str]:
     """The template for a file, and the reason in words: by its name, its chat template or its vocabulary.
 
     "mistral: the model's name is 'llava-v1.6-mistral-7b'" is such a reason.
     """
+    name, reason = "vicuna", "every model gets it"
+    if profile.templates == "by_file":
+        name, reason = _template_of_file(metadata, tokenizer, file_name)
+    return template_for(name, profile.wording), f"{name}: {reason}"
+
+
+def _template_of_file(metadata: Mapping[str, Any], tokenizer: Tokenizer, file_name: str) -> tuple[str, str]:
+    """A template's name and the reason."""
     names = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename", "finetune")]
     for name in (*names, file_name):
         for pattern, template in NAMES:
             if re.search(pattern, name.lower()):
-                return template_for(template, compat), f"{template}: the model's name is '{name}'"
+                return template, f"the model's name is '{name}'"
     chat_template = str(metadata.get("tokenizer.chat_template") or "")
     for words, template in CHAT_TEMPLATES:
         if words in chat_template:
-            return template_for(template, compat), f"{template}: the file's chat template has '{words}'"
+            return template, f"the file's chat template has '{words}'"
     for token, template in TOKENS:
         if tokenizer.id_of(token) is not None:
-            return template_for(template, compat), f"{template}: the vocabulary has {token}"
+            return template, f"the vocabulary has {token}"
     if str(metadata.get("llama.rope.freq_base")) == "1000000.0":
-        return template_for("mistral", compat), "mistral: rope.freq_base is 1000000, as in Mistral 0.2"
-    return template_for("vicuna", compat), "vicuna: nothing in the file says otherwise"
+        return "mistral", "rope.freq_base is 1000000, as in Mistral 0.2"
+    return "vicuna", "nothing in the file says otherwise"
 
 
 def build(template: Template, question: str, n_images: int = 1) -> list[Part]:
@@ -156,18 +179,21 @@ def build(template: Template, question: str, n_images: int = 1) -> list[Part]:
     return _join([*_slots(text), question + template.after])
 
 
-def encode_prompt(parts: Sequence[Part], tokenizer: Tokenizer) -> list[list[int] | ImageSlot]:
+def encode_prompt(
+    parts: Sequence[Part], tokenizer: Tokenizer, space_prefix: SpacePrefix = "each_text"
+) -> list[list[int] | ImageSlot]:
     """Token ids of each stretch of text, as the original's ``tokenizer_image_token`` makes them.
 
-    Each stretch is tokenised alone (so SentencePiece puts a space in front of each), and BOS stays only at
-    the very start, even where a picture comes first.
+    Each stretch is tokenised alone (so SentencePiece puts a space in front of each, unless ``space_prefix``
+    is "first_text"), and BOS stays only at the very start, even where a picture comes first.
     """
     encoded: list[list[int] | ImageSlot] = [[tokenizer.bos_id]] if _adds_bos(tokenizer) else []  # type: ignore[list-item]
-    for part in parts:
+    for i, part in enumerate(parts):
         if isinstance(part, ImageSlot):
             encoded.append(part)
             continue
-        ids = tokenizer.encode(part, add_bos=False)
+        prefix: Prefix = "no_text" if space_prefix == "first_text" and i > 0 else space_prefix
+        ids = tokenizer.encode(part, add_bos=False, space_prefix=prefix)
         if encoded and isinstance(encoded[-1], list):
             encoded[-1] += ids
         elif ids:

@@ -35,9 +35,9 @@ class SentencePieceBPE:
         self._splits = not any(SPACE in text.lstrip(SPACE) for text in self._ids)
         self._remember = lru_cache(CACHED_WORDS)(self._word_ids)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text without special tokens; the space prefix goes in front where the model wants it."""
-        text = (" " + text if self._vocabulary.add_space_prefix else text).replace(" ", SPACE)
+    def encode(self, text: str, prefix: bool = True) -> list[int]:
+        """Ids of a text without special tokens; with ``prefix``, a space goes in front if the model wants it."""
+        text = (" " + text if prefix and self._vocabulary.add_space_prefix else text).replace(" ", SPACE)
         ids: list[int] = []
         for word in WORD.findall(text) if self._splits else [text]:
             ids += self._remember(word) if len(word) <= CACHED_LENGTH else self._word_ids(word)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tinyllava.text.bpe import ByteLevelBPE
 from tinyllava.text.spm import SentencePieceBPE
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
 
 
+Prefix = Literal["each_text", "first_text", "no_text"]
+
+
 class _Model(Protocol):
     """What spm.py and bpe.py have in common."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, prefix: bool, /) -> list[int]: ...
 
     def token_bytes(self, id: int) -> bytes: ...
 
@@ -66,18 +69,22 @@ class Tokenizer:
         """Read the ``tokenizer.ggml.*`` keys. ``where`` is the name that errors give the source."""
         return cls(Vocabulary.from_metadata(metadata, where), where)
 
-    def encode(self, text: str, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, add_bos: bool = True, parse_special: bool = True, space_prefix: Prefix = "each_text"
+    ) -> list[int]:
         """Ids of a text. BOS goes in front if ``add_bos`` and if the model was trained with one.
 
         With ``parse_special``, "</s>" in the text is the control token; without, it is four characters.
         Each stretch of text between special tokens gets its own space prefix, as in llama.cpp and in the slow
-        LLaMA tokenizer that LLaVA was trained with.
+        LLaMA tokenizer that LLaVA was trained with. ``space_prefix`` "first_text": only one at the very start
+        does; "no_text": none.
         """
         # Half a surrogate pair (an undecodable argument of the command line) has no UTF-8 form.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = [self.bos_id] if add_bos and self.add_bos and self.bos_id is not None else []
-        for part in self._cut_special(text, parse_special):
-            ids += [part] if isinstance(part, int) else self._model.encode(part)
+        for i, part in enumerate(self._cut_special(text, parse_special)):
+            prefix = space_prefix == "each_text" or (space_prefix == "first_text" and i == 0)
+            ids += [part] if isinstance(part, int) else self._model.encode(part, prefix)
         return ids
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:

@@ -42,7 +42,8 @@ def _neighbours(n: int, n_source: int, scale: np.float32) -> tuple[Any, Any, Flo
 
 
 def _line(start: Floats, end: Floats, t: Floats) -> Floats:
-    return start * (F32(1) - t) + end * t
+    line: Floats = start * (F32(1) - t) + end * t
+    return line
 
 
 def bicubic_point(rgb: Pixels, height: int, width: int) -> Pixels:
@@ -55,9 +56,9 @@ def bicubic_point(rgb: Pixels, height: int, width: int) -> Pixels:
     rows, down = _corners(height, rgb.shape[0])
     seen, rows = np.unique(rows, return_inverse=True)  # (n_seen,), rows now number these
     source = rgb[seen].astype(F32)  # (n_seen, w, 3)
-    smooth = _cubic(*(source[:, columns[i]] for i in range(4)), along[None, :, None])  # (n_seen, width, 3)
+    smooth = _cubic([source[:, columns[i]] for i in range(4)], along[None, :, None])  # (n_seen, width, 3)
     rows = rows.reshape(4, height)
-    return _to_bytes(_cubic(*(smooth[rows[i]] for i in range(4)), down[:, None, None]))
+    return _to_bytes(_cubic([smooth[rows[i]] for i in range(4)], down[:, None, None]))
 
 
 def _corners(n: int, n_source: int) -> tuple[Any, Floats]:
@@ -68,8 +69,9 @@ def _corners(n: int, n_source: int) -> tuple[Any, Floats]:
     return pixels, point - second.astype(F32)
 
 
-def _cubic(before: Floats, start: Floats, end: Floats, after: Floats, t: Floats) -> Floats:
+def _cubic(points: list[Floats], t: Floats) -> Floats:
     """The cubic through four values at -1, 0, 1, 2, at t in 0..1. Its coefficients pass through float64."""
+    before, start, end, after = points
     d0, d2, d3 = (x.astype(np.float64) for x in (before - start, end - start, after - start))
     a1 = (-1.0 / 3 * d0 + d2 - 1.0 / 6 * d3).astype(F32)
     a2 = (1.0 / 2 * d0 + 1.0 / 2 * d2).astype(F32)
