@@ -124,10 +124,11 @@ def open_shard(path: str | Path) -> Mapping[str, StoredArray]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(9)
     except OSError as error:
         raise FileError(path, error.strerror or "cannot be read") from None
-    if head[:2] == b"PK" or path.suffix in (".bin", ".pth", ".pt"):
+    is_safetensors = head[8:] == b"{"  # the guide of 2023 has people rename llava.clip to pytorch_model.bin
+    if head[:2] == b"PK" or (path.suffix in (".bin", ".pth", ".pt") and not is_safetensors):
         from tinyllava.files.torch_zip import open_torch_zip
 
         return open_torch_zip(path)
