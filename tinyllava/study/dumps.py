@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +35,11 @@ from tinyllava.trace import Array
 
 HEAD_BYTES = 1 << 16  # a log may begin with other lines
 WANTED = "a trace, an .npz or .safetensors file, llama.cpp's printed graph, or GGUF"
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, OSError, RuntimeError)
+# What zipfile and NumPy raise on bytes that are no arrays; a claimed shape may ask for any amount of memory.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, UserWarning, SyntaxError, ValueError,
+    TypeError, EOFError, KeyError, OSError, RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,9 @@ def from_trace(trace: Trace, name: str = "trace") -> Dump:
 
 def _open_npz(path: Path) -> Dump:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(file.files)
-            text = bytes(file[SETTINGS]).decode() if SETTINGS in names else ""
-            settings = json.loads(text) if text else {}
+        with zipfile.ZipFile(path) as file:
+            names = [name.removesuffix(".npy") for name in file.namelist()]
+        settings = json.loads(bytes(_load_npz(path, SETTINGS)).decode()) if SETTINGS in names else {}
         if not isinstance(settings, dict):
             raise ValueError("settings are no JSON object")
     except _DAMAGE as error:
@@ -115,8 +120,9 @@ def _open_npz(path: Path) -> Dump:
 
 def _load_npz(path: Path, name: str) -> Array:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            array: Array = file[name]
+        with zipfile.ZipFile(path) as file, file.open(f"{name}.npy") as member, warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy guesses at headers that it did not write
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
     except _DAMAGE as error:
         raise FileError(f"{path}: {name}", f"damaged: {error}", wanted="an array of numbers") from None
     if array.dtype.kind not in "fiub":
