@@ -114,6 +114,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a number": (arrays(lambda s: s[Q].fill(np.nan)), "a weight is NaN"),
     "another family": (config(model_type="llava_gemma"), "a language model of type gemma"),
     "experts": (config(num_local_experts=8), "a language model of type mixture of experts"),
+    "no head": (
+        arrays(lambda s: s.pop("lm_head.weight")),
+        "no output.weight (GGUF's name); wanted a whole language model",
+    ),
     "heads": (config(num_attention_heads=7), "7 heads for 64 rows of q"),
     "key heads": (config(num_key_value_heads=2), "num_key_value_heads 2; wanted 4, as k's 64 rows say"),
     "rope": (config(rope_scaling={"type": "dynamic", "factor": 2}), "rope scaling 'dynamic'"),

@@ -179,3 +179,17 @@ def test_any_type_that_quantize_knows(outtype: str, converted: Convert, tmp_path
         with open_gguf(direct) as ours, open_gguf(target) as theirs:
             assert ours.metadata["general.file_type"] == theirs.metadata["general.file_type"]
     assert tensors_of(model) == tensors_of(tmp_path / model.name)  # the model is F16; the tower was F32
+
+
+def test_a_second_copy_of_the_projector_does_no_harm(tmp_path: Path) -> None:
+    """LLaVA-1.5's repositories have mm_projector.bin beside the shards that hold the same."""
+    from golden.checkpoints import write_torch_zip
+
+    spec = CHECKPOINTS["llava15-one"]
+    folder = write_checkpoint(tmp_path / "in", spec)
+    state, _ = split_state(spec)
+    projector = {k: cast(v, "F16") for k, v in state.items() if "mm_projector" in k}
+    write_torch_zip(folder / "mm_projector.bin", projector)
+    mmproj, model = convert_checkpoint(folder, tmp_path / "out")
+    assert tensors_of(mmproj.path) == digest(spec.name, "mmproj-f16")
+    assert tensors_of(model.path) == digest(spec.name, "f16")

@@ -22,7 +22,7 @@ from golden.tokenizer_files import (
 )
 from golden.vocab import bpe_vocabulary, spm_vocabulary
 from tinyllava.convert.sentencepiece import fields, parse, read_sentencepiece
-from tinyllava.convert.tokenizer_json import pre_tokenizer, sentencepiece_scores
+from tinyllava.convert.tokenizer_json import pre_tokenizer, puts_space_first, sentencepiece_scores
 from tinyllava.convert.vocabulary import CONTROL, UNUSED, USER_DEFINED, Vocabulary, fit, read_vocabulary
 from tinyllava.errors import FileError
 from tinyllava.text.tokenizer import Tokenizer
@@ -165,6 +165,35 @@ def test_how_words_are_cut_is_told_by_the_expression() -> None:
     assert pre_tokenizer({"pre_tokenizer": {"type": "ByteLevel", "use_regex": True}}) == "gpt-2"
     split["pattern"] = {"Regex": "x"}
     assert pre_tokenizer({"pre_tokenizer": split}) == "" == pre_tokenizer({})
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ({}, False),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}]}}, True),
+        ({"normalizer": {"type": "Replace"}}, False),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False),
+        ({"pre_tokenizer": {"type": "Metaspace", "add_prefix_space": False}}, False),
+    ],
+)
+def test_whether_a_space_comes_first(content: dict[str, Any], expected: bool) -> None:
+    assert puts_space_first(content) is expected
+
+
+def test_tokens_that_only_tokenizer_config_knows(tmp_path: Path) -> None:
+    """Yi's tokenizer.model has <|im_end|> as an ordinary piece; <image> was added without added_tokens.json."""
+    files = spm_files()
+    said = json.loads(files["tokenizer_config.json"])
+    decoder = {"512": {"content": "<image>", "special": True}, "300": {"content": "e", "special": True}}
+    wrong = {"301": {"content": "another", "special": True}}
+    text = to_bytes(said | {"added_tokens_decoder": decoder | wrong})
+    before = read(tmp_path, files)
+    vocabulary = read(tmp_path, files | {"tokenizer_config.json": text})
+    assert vocabulary.tokens == [*before.tokens, "<image>"] and vocabulary.types[512] == CONTROL
+    at = before.tokens.index("e")
+    assert vocabulary.types[301] == before.types[301] and (at != 300 or vocabulary.types[300] == CONTROL)
 
 
 def test_scores_follow_the_merges() -> None:

@@ -194,6 +194,8 @@ def _feature_layer(model: dict[str, Any], vision: dict[str, Any], n_layer: int, 
     """The hidden state that the projector takes, counted from 0; -2 in the configs of all LLaVAs."""
     layer = model.get("vision_feature_layer", model.get("mm_vision_select_layer"))
     layer = vision.get("vision_feature_layer", -2) if layer is None else layer
+    if model.get("projector_hidden_act", "gelu") != "gelu":
+        raise ModelError(where, f"projector_hidden_act {model['projector_hidden_act']!r}", wanted="gelu")
     strategy = model.get("vision_feature_select_strategy", model.get("mm_vision_select_feature", "patch"))
     if strategy not in ("default", "patch"):
         raise ModelError(where, f"features {strategy!r}, with the class embedding", wanted="patches alone")

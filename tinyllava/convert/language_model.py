@@ -165,6 +165,8 @@ def _check_blocks(arrays: dict[str, StoredArray], config: dict[str, Any], where:
         found = f"num_hidden_layers {n_layer}, but block {max(stored)} is there"
         raise ModelError(where / "config.json", found, wanted=str(max(stored) + 1))
     wanted = ["token_embd.weight", "output_norm.weight"]
+    if config.get("tie_word_embeddings") is False:
+        wanted.append("output.weight")
     wanted += [f"blk.{i}.{word}.weight" for i in range(n_layer) for word in BLOCK]
     missing = [name for name in wanted if name not in arrays]
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -90,10 +91,11 @@ def find_tower(parts: Parts, settings: Settings) -> tuple[Arrays, dict[str, Any]
 def check_widths(parts: Parts, tower: Arrays) -> None:
     """ModelError unless tower, projector and language model fit together."""
     matrices = {name: a for name, a in parts.projector.items() if name.endswith(".weight") and len(a.shape) == 2}
-    if "mm.0.weight" not in matrices and "mm.weight" not in matrices:
-        return  # MobileVLM's projectors narrow on their way
-    first = matrices.get("mm.0.weight") or matrices["mm.weight"]
-    last = matrices.get("mm.2.weight") or first
+    numbered = sorted((int(name.split(".")[1]), name) for name in matrices if re.fullmatch(r"mm\.\d+\.weight", name))
+    names = [name for _, name in numbered] or [name for name in matrices if name == "mm.weight"]
+    if not names:
+        return  # MobileVLM's projectors have other shapes on their way
+    first, last = matrices[names[0]], matrices[names[-1]]
     embeddings = parts.language.get("token_embd.weight")
     if embeddings is not None and last.shape[0] != embeddings.shape[-1]:
         found = f"the projector gives {last.shape[0]} features, the language model takes {embeddings.shape[-1]}"

@@ -73,3 +73,16 @@ def puts_bos_first(tokenizer: dict[str, Any]) -> bool:
         parts = [part for part in parts[0]["processors"] if isinstance(part, dict)]
     templates = (part.get("single") for part in parts if part.get("type") == "TemplateProcessing")
     return any(isinstance(t, list) and t and isinstance(t[0], dict) and "SpecialToken" in t[0] for t in templates)
+
+
+def puts_space_first(tokenizer: dict[str, Any]) -> bool:
+    """Whether a text gets a space in front: by a normalizer Prepend, or by a pre-tokenizer Metaspace."""
+    steps: list[Any] = [tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")]
+    for step in steps:  # grows while it is walked: a Sequence adds its own steps
+        if not isinstance(step, dict):
+            continue
+        steps += step.get("normalizers") or step.get("pretokenizers") or []
+        prepends = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+        if step.get("type") == "Prepend" or (step.get("type") == "Metaspace" and prepends != "never"):
+            return True
+    return False

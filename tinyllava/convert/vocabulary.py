@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava.convert.sentencepiece import read_sentencepiece
-from tinyllava.convert.tokenizer_json import merges_of, pre_tokenizer, puts_bos_first, sentencepiece_scores
+from tinyllava.convert.tokenizer_json import (
+    merges_of,
+    pre_tokenizer,
+    puts_bos_first,
+    puts_space_first,
+    sentencepiece_scores,
+)
 from tinyllava.errors import FileError
 from tinyllava.files.checkpoint import read_json
 
@@ -77,7 +83,9 @@ def read_vocabulary(folder: Path, config: dict[str, Any], kinds: Iterable[str] =
     if vocabulary is None:
         wanted = "tokenizer.model, tokenizer.json, or vocab.json with merges.txt"
         raise FileError(folder, "no tokenizer", wanted=wanted, hint="Copy it from the model's own folder")
-    _mark_types(vocabulary, tokenizer, tokenizer_config)
+    items = _special_items(vocabulary, tokenizer, tokenizer_config)
+    _append(vocabulary, {item["content"]: item["id"] for item in items}, USER_DEFINED)
+    _mark_types(vocabulary, items)
     _add_special_ids(vocabulary, tokenizer, tokenizer_config, config)
     _add_template(vocabulary, folder, tokenizer_config)
     return vocabulary
@@ -155,6 +163,8 @@ def _sentencepiece_json(folder: Path, tokenizer: dict[str, Any]) -> Vocabulary |
         types[tokens.index(unknown)] = UNKNOWN
     scores = sentencepiece_scores(tokens, merges_of(model, path))
     vocabulary = Vocabulary("llama", path, tokens, scores, types)
+    if not puts_space_first(tokenizer):
+        vocabulary.keys["tokenizer.ggml.add_space_prefix"] = False
     _append(vocabulary, {item["content"]: item["id"] for item in _added(tokenizer, path)}, USER_DEFINED)
     return vocabulary
 
@@ -199,16 +209,20 @@ def _append(vocabulary: Vocabulary, extra: dict[str, Any], kind: int) -> None:
 # ---- what other files say of the tokens
 
 
-def _mark_types(vocabulary: Vocabulary, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
-    """Tokens called special are control tokens: they mean something to the model, and are not text."""
+def _special_items(vocabulary: Vocabulary, tokenizer: dict[str, Any], config: dict[str, Any]) -> list[dict[str, Any]]:
+    """{"id", "content", "special"} of tokenizer.json's added_tokens and tokenizer_config.json's decoder."""
     items = _added(tokenizer, vocabulary.source)
     decoder = _part(config, "added_tokens_decoder")
     items += [{**item, "id": int(id)} for id, item in decoder.items() if id.isdecimal() and isinstance(item, dict)]
+    return [item for item in items if type(item.get("id")) is int and isinstance(item.get("content"), str)]
+
+
+def _mark_types(vocabulary: Vocabulary, items: list[dict[str, Any]]) -> None:
+    """Tokens called special are control tokens: they mean something to the model, and are not text."""
     for item in items:
-        id = item.get("id")
-        if not isinstance(id, int) or not 0 <= id < len(vocabulary.tokens):
-            continue
-        if item.get("content") == vocabulary.tokens[id] and vocabulary.types[id] in (NORMAL, USER_DEFINED):
+        id = item["id"]
+        known = 0 <= id < len(vocabulary.tokens) and item["content"] == vocabulary.tokens[id]
+        if known and vocabulary.types[id] in (NORMAL, USER_DEFINED):
             vocabulary.types[id] = CONTROL if item.get("special") else USER_DEFINED
 
 

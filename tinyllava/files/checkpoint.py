@@ -107,8 +107,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     index_path, promised = read_index(folder)
     files = find_shards(folder, index_path, promised)
     arrays: dict[str, StoredArray] = {}
-    for file in files:
-        for name, stored in open_shard(file).items():
+    shards = without_copies({file: open_shard(file) for file in files})
+    for shard in shards.values():
+        for name, stored in shard.items():
             if name in arrays:
                 raise FileError(stored.where, f"also in {arrays[name].where}", wanted="each array once")
             arrays[name] = stored
@@ -116,7 +117,17 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if index_path is not None and absent:
         found = f"names {len(absent)} arrays that no shard holds, first {absent[0]} in {promised[absent[0]]}"
         raise FileError(index_path, found, hint="Download the folder again")
-    return Checkpoint(folder, tuple(files), read_json(folder / "config.json", missing={}), arrays)
+    return Checkpoint(folder, tuple(shards), read_json(folder / "config.json", missing={}), arrays)
+
+
+def without_copies(shards: dict[Path, Mapping[str, StoredArray]]) -> dict[Path, Mapping[str, StoredArray]]:
+    """The shards without those that repeat a part of the others, as mm_projector.bin beside LLaVA-1.5's shards."""
+    kept = dict(shards)
+    for path in sorted(shards, key=lambda path: len(shards[path])):
+        others = {name for other, shard in kept.items() if other != path for name in shard}
+        if shards[path].keys() < others:
+            del kept[path]
+    return kept
 
 
 def open_shard(path: str | Path) -> Mapping[str, StoredArray]:
