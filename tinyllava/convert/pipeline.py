@@ -91,8 +91,8 @@ def find_tower(parts: Parts, settings: Settings) -> tuple[Arrays, dict[str, Any]
 def check_widths(parts: Parts, tower: Arrays) -> None:
     """ModelError unless tower, projector and language model fit together."""
     matrices = {name: a for name, a in parts.projector.items() if name.endswith(".weight") and len(a.shape) == 2}
-    numbered = sorted((int(name.split(".")[1]), name) for name in matrices if re.fullmatch(r"mm\.\d+\.weight", name))
-    names = [name for _, name in numbered] or [name for name in matrices if name == "mm.weight"]
+    names = [name for name in matrices if re.fullmatch(r"mm\.(\d{1,4}\.)?weight", name)]
+    names.sort(key=lambda name: (len(name), name))  # mm.0, mm.2, mm.10
     if not names:
         return  # MobileVLM's projectors have other shapes on their way
     first, last = matrices[names[0]], matrices[names[-1]]

@@ -209,7 +209,9 @@ def _append(vocabulary: Vocabulary, extra: dict[str, Any], kind: int) -> None:
 # ---- what other files say of the tokens
 
 
-def _special_items(vocabulary: Vocabulary, tokenizer: dict[str, Any], config: dict[str, Any]) -> list[dict[str, Any]]:
+def _special_items(
+    vocabulary: Vocabulary, tokenizer: dict[str, Any], config: dict[str, Any]
+) -> list[dict[str, Any]]:
     """{"id", "content", "special"} of tokenizer.json's added_tokens and tokenizer_config.json's decoder."""
     items = _added(tokenizer, vocabulary.source)
     decoder = _part(config, "added_tokens_decoder")

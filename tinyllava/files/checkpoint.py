@@ -200,7 +200,7 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
 
 def _nearest(folder: Path) -> str:
     """A hint that names a folder below or beside with shards in it, if there is one."""
-    for candidate in sorted([*folder.glob("*/"), *folder.parent.glob("*/")])[:100]:
+    for candidate in [*sorted(folder.glob("*/")), *sorted(folder.parent.glob("*/"))][:200]:
         shards = [*candidate.glob("*.safetensors"), *candidate.glob("pytorch_model*.bin")]
         if shards and candidate != folder:
             return f"Did you mean {candidate}?"
