@@ -27,6 +27,10 @@ RopeKind = Literal["norm", "neox"]
 BACKENDS = ("numpy", "numba")
 
 
+def on_compile() -> None:
+    """Called once, before a backend compiles anything. Replace it to tell whoever waits: it takes some seconds."""
+
+
 class Matrix(Protocol):
     """A weight matrix as a backend holds it: (d_out, d_in), perhaps still in its file's blocks."""
 

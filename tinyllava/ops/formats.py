@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyllava.ops.compiled import kernel
 from tinyllava.ops.instructions import (
     bits_by_half,
     bits_by_quarter,
@@ -37,7 +38,6 @@ from tinyllava.ops.instructions import (
     two_halves,
     word_at,
 )
-from tinyllava.ops.team import kernel
 
 
 class Format(NamedTuple):

@@ -21,7 +21,6 @@ from tinyllava.ops.simd import (
     I32,
     I64,
     INTS,
-    call,
     constant,
     emit_dot4,
     emit_fused,
@@ -297,10 +296,10 @@ def add(builder: Any, a: Any, b: Any) -> Any:
 @instruction("f:v")
 def total(builder: Any, v: Any) -> Any:
     """The sum of all 16 lanes."""
-    return _fold(builder, v)
+    return fold(builder, v)
 
 
-def _fold(builder: Any, v: Any) -> Any:
+def fold(builder: Any, v: Any) -> Any:
     """The sum of all lanes: the upper half onto the lower one, again and again."""
     width = v.type.count // 2
     while width:
@@ -312,7 +311,7 @@ def _fold(builder: Any, v: Any) -> Any:
 @instruction("f:v")
 def total_of_upper_half(builder: Any, v: Any) -> Any:
     """The sum of lanes 8 to 15."""
-    return _fold(builder, pick(builder, v, v, range(8, 16)))
+    return fold(builder, pick(builder, v, v, range(8, 16)))
 
 
 # ---- scales: a number for each lane of dot4's sums
@@ -365,63 +364,3 @@ def _spread(lanes_each: int, first: int) -> Any:
 # Of 8 scales for 32 weights each, the two that dot4 over 64 weights needs; of 16 for 16 weights each, the four.
 scales_01, scales_23, scales_45, scales_67 = (_spread(8, i) for i in (0, 2, 4, 6))
 scales_0123, scales_4567, scales_89ab, scales_cdef = (_spread(4, i) for i in (0, 4, 8, 12))
-
-
-# ---- quantizing activations
-
-
-@instruction("f:i")
-def extreme(builder: Any, address: Any) -> Any:
-    """Of 32 floats, the one of largest magnitude, sign included; NaN if one of them is NaN or infinite."""
-    a, b = load(builder, address, FLOATS), load(builder, address, FLOATS, 64)
-    ends = []
-    for name in ("maxnum", "minnum"):
-        v = call(builder, f"llvm.{name}.v16f32", FLOATS, a, b)
-        for width in (8, 4, 2, 1):
-            kind = ir.VectorType(F32, width)
-            halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
-            if width == 1:
-                halves = [builder.extract_element(h, ir.Constant(I32, 0)) for h in halves]
-                v = call(builder, f"llvm.{name}.f32", F32, *halves)
-            else:
-                v = call(builder, f"llvm.{name}.v{width}f32", kind, *halves)
-        ends.append(v)
-    high, low = ends
-    end = builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
-    probe = builder.fmul(builder.fadd(a, b), constant(FLOATS, 0.0))  # 0, or NaN wherever a number is not finite
-    return builder.fadd(end, _fold(builder, probe))
-
-
-@instruction("f:i")
-def sum_of_magnitudes(builder: Any, address: Any) -> Any:
-    """Of 32 floats."""
-    parts = [call(builder, "llvm.fabs.v16f32", FLOATS, load(builder, address, FLOATS, at)) for at in (0, 64)]
-    return _fold(builder, builder.fadd(*parts))
-
-
-def _quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, kind: Any) -> Any:
-    """Round 32 floats times ``inverse`` to integers of at most ``limit``; store as ``kind``, return as i32."""
-    parts = []
-    for half in range(2):
-        v = builder.fmul(load(builder, address, FLOATS, 64 * half), splat(builder, inverse))
-        v = call(builder, "llvm.rint.v16f32", FLOATS, v)
-        v = call(builder, "llvm.minnum.v16f32", FLOATS, v, constant(FLOATS, limit))
-        parts.append(builder.fptosi(v, INTS))
-        store(builder, builder.trunc(parts[half], ir.VectorType(kind, 16)), to, half * kind.width * 2)
-    return parts
-
-
-@instruction("i:ifi")
-def quantize_bytes(builder: Any, address: Any, inverse: Any, to: Any) -> Any:
-    """32 floats times ``inverse`` -> 32 x s8. Returns the sums of the first 16 (lower word) and of the others."""
-    sums = []
-    for v in _quantize(builder, address, inverse, 127.0, to, I8):
-        sums.append(call(builder, "llvm.vector.reduce.add.v16i32", I32, v))
-    low, high = builder.zext(sums[0], I64), builder.zext(sums[1], I64)
-    return builder.or_(low, builder.shl(high, ir.Constant(I64, 32)))
-
-
-@instruction("-:ifi")
-def quantize_words(builder: Any, address: Any, inverse: Any, to: Any) -> None:
-    """32 floats times ``inverse`` -> 32 x s16."""
-    _quantize(builder, address, inverse, 32767.0, to, I16)

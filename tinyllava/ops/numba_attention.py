@@ -16,9 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.instructions import float_at, half_at
+from tinyllava.ops.compiled import job, kernel
+from tinyllava.ops.instructions import (
+    everywhere,
+    float_at,
+    fused,
+    half_at,
+    load_floats,
+    load_halves,
+    no_floats,
+    put_float,
+    put_floats,
+    total,
+)
 from tinyllava.ops.numba_rows import exp
-from tinyllava.ops.team import floats_at, job, kernel, numbers_at
+from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import ROWS, TOKENS, interleave, outer
 
 QUERIES, KEYS = 64, 64  # of a block
@@ -44,6 +56,19 @@ def scratch_floats(d: int) -> int:
     return (2 * QUERIES + 2 * KEYS + ROWS) * width + QUERIES * (KEYS + 2)
 
 
+@kernel
+def rooms(at: int, width: int) -> Any:
+    """What a thread works on, one after the other in its scratch."""
+    q, o = floats_at(at, QUERIES, width), floats_at(at + 4 * QUERIES * width, QUERIES, width)
+    at += 8 * QUERIES * width
+    k = floats_at(at, KEYS, width)  # in panels of 16 keys: (width, 16) each
+    v = floats_at(at + 4 * KEYS * width, KEYS, width)
+    rows = floats_at(at + 8 * KEYS * width, ROWS, width)
+    at += (8 * KEYS + 4 * ROWS) * width
+    scores, rest = floats_at(at, QUERIES, KEYS), floats_at(at + 4 * QUERIES * KEYS, 2, QUERIES)
+    return q, o, k, v, rows, scores, rest[0], rest[1]
+
+
 @job
 def attend_block(args: int, item: int, who: int) -> None:
     """One head of one block of queries.
@@ -57,15 +82,7 @@ def attend_block(args: int, item: int, who: int) -> None:
     head, first = item // n_blocks, item % n_blocks * QUERIES
     kv = head // (n_head // a[6])
     count, width = min(QUERIES, n - first), (d + ROWS - 1) // ROWS * ROWS
-    buffer = a[15] + who * a[16]
-    q = floats_at(buffer, QUERIES, width)
-    o = floats_at(buffer + 4 * QUERIES * width, QUERIES, width)
-    k = floats_at(buffer + 8 * QUERIES * width, KEYS, width)  # in panels of 16 keys: (width, 16) each
-    v = floats_at(buffer + (8 * QUERIES + 4 * KEYS) * width, KEYS, width)
-    rows = floats_at(buffer + 8 * (QUERIES + KEYS) * width, ROWS, width)
-    scores = floats_at(buffer + (8 * (QUERIES + KEYS) + 4 * ROWS) * width, QUERIES, KEYS)
-    top = floats_at(scores.ctypes.data + 4 * QUERIES * KEYS, 1, QUERIES)[0]
-    sums = floats_at(scores.ctypes.data + 4 * QUERIES * (KEYS + 1), 1, QUERIES)[0]
+    q, o, k, v, rows, scores, top, sums = rooms(a[15] + who * a[16], width)
     for t in range(QUERIES):
         here = d if t < count else 0
         copy_row(a[0] + ((first + t) * n_head + head) * d * 4, False, here, q[t], np.float32(1.0 / math.sqrt(d)))
@@ -77,16 +94,22 @@ def attend_block(args: int, item: int, who: int) -> None:
         pack_keys(a[1] + start * a[11] + kv * a[12], a[11], is_half, d, here, rows, k)
         for j in range(here):
             copy_row(a[2] + (start + j) * a[13] + kv * a[14], is_half, d, v[j], one)
-        score_block(q, k, scores, count, here)
-        for t in range(count):
-            visible = min(here, m - n + first + t + 1 - start) if causal else here
-            soften(scores[t], visible, here, top, sums, t, o[t])
-        mix_block(scores, v, o, count, here)
+        before = m - n + first - start if causal else m  # keys of this block that the first query sees, less one
+        attend_keys(q, k, v, scores, o, top, sums, count, here, before)
     for t in range(count):
         to = floats_at(a[3] + ((first + t) * n_head + head) * d * 4, 1, d)[0]
         inverse = one / sums[t]
         for i in range(d):
             to[i] = o[t, i] * inverse
+
+
+@kernel
+def attend_keys(q, k, v, scores, o, top, sums, count, here, before) -> None:  # type: ignore[no-untyped-def]
+    """One block of keys: the three lines at the top of this file."""
+    score_block(q, k, scores, count, here)
+    for t in range(count):
+        soften(scores[t], min(here, before + t + 1), here, top, sums, t, o[t])
+    mix_block(scores, v, o, count, here)
 
 
 @kernel
@@ -143,34 +166,84 @@ def mix_block(scores, v, o, count, n_keys) -> None:  # type: ignore[no-untyped-d
             outer(v.ctypes.data + 4 * i, 4 * width, x, 4 * KEYS, y, 4 * width, n_keys)
 
 
-@job
-def attend_token(args: int, item: int, who: int) -> None:
-    """One head of one query: arguments as attend_block's; item counts heads within queries."""
-    a = numbers_at(args)
-    n, n_head, d, causal, is_half = a[4], a[5], a[7], a[9], a[10] != 0
-    t, head = item // n_head, item % n_head
-    kv, m = head // (n_head // a[6]), a[8] - n + t + 1 if causal else a[8]
-    buffer = floats_at(a[15] + who * a[16], 1, m + 3 * d)[0]
-    scores, q, row, o = buffer[:m], buffer[m : m + d], buffer[m + d : m + 2 * d], buffer[m + 2 * d :]
-    copy_row(a[0] + item * d * 4, False, d, q, np.float32(1.0 / math.sqrt(d)))
-    highest = np.float32(-np.inf)
+# ---- one query
+
+
+@kernel
+def sixteen_at(address: int, is_half: bool) -> Any:
+    """16 numbers, as float32."""
+    return load_halves(address) if is_half else load_floats(address)
+
+
+@kernel
+def one_at(address: int, is_half: bool) -> Any:
+    """One number, as float32."""
+    return half_at(address) if is_half else float_at(address)
+
+
+@kernel
+def score(q: int, key: int, is_half: bool, d: int) -> float:
+    """The product of a float32 query and a key, both of d numbers."""
+    size, sums, rest = 2 if is_half else 4, no_floats(), np.float32(0.0)
+    for i in range(0, d - 15, 16):
+        sums = fused(sixteen_at(key + size * i, is_half), load_floats(q + 4 * i), sums)
+    for i in range(d // 16 * 16, d):
+        rest += one_at(key + size * i, is_half) * float_at(q + 4 * i)
+    return total(sums) + rest
+
+
+@kernel
+def mix_four(o: int, values: int, step: int, is_half: bool, d: int, weights: Any) -> None:
+    """o (d,) += weights (4,) @ the four values at addresses values, values + step, ..."""
+    size = 2 if is_half else 4
+    w0, w1, w2, w3 = (
+        everywhere(weights[0]), everywhere(weights[1]), everywhere(weights[2]), everywhere(weights[3]),
+    )  # fmt: skip
+    for i in range(0, d - 15, 16):
+        at = values + size * i
+        sums = fused(sixteen_at(at, is_half), w0, load_floats(o + 4 * i))
+        sums = fused(sixteen_at(at + step, is_half), w1, sums)
+        sums = fused(sixteen_at(at + 2 * step, is_half), w2, sums)
+        put_floats(o + 4 * i, fused(sixteen_at(at + 3 * step, is_half), w3, sums))
+    for i in range(d // 16 * 16, d):
+        rest = float_at(o + 4 * i)
+        for j in range(4):
+            rest += one_at(values + j * step + size * i, is_half) * weights[j]
+        put_float(o + 4 * i, rest)
+
+
+@kernel
+def attend_head(q: int, keys: int, values: int, o: Any, a: Any, m: int, scores: Any) -> None:
+    """softmax(q k^T) v of one query (already scaled) over m keys -> o (d,); scores is room for m + 3 numbers."""
+    d, is_half, highest = a[7], a[10] != 0, np.float32(-np.inf)
     for j in range(m):
-        copy_row(a[1] + j * a[11] + kv * a[12], is_half, d, row, np.float32(1.0))
-        score = np.float32(0.0)
-        for i in range(d):
-            score += q[i] * row[i]
-        scores[j] = score
-        highest = max(highest, score)
-    total = np.float32(0.0)
+        scores[j] = score(q, keys + j * a[11], is_half, d)
+        highest = max(highest, scores[j])
+    sums = np.float32(0.0)
     for j in range(m):
         scores[j] = exp(scores[j] - highest)
-        total += scores[j]
-    for i in range(d):
-        o[i] = np.float32(0.0)
-    for j in range(m):
-        copy_row(a[2] + j * a[13] + kv * a[14], is_half, d, row, np.float32(1.0))
+        sums += scores[j]
+    o[:] = np.float32(0.0)
+    for j in range(0, m - 3, 4):
+        mix_four(o.ctypes.data, values + j * a[13], a[13], is_half, d, scores[j : j + 4])
+    for j in range(m // 4 * 4, m):  # the last few by themselves
         for i in range(d):
-            o[i] += scores[j] * row[i]
-    y = floats_at(a[3] + item * d * 4, 1, d)[0]
+            o[i] += scores[j] * one_at(values + j * a[13] + i * (2 if is_half else 4), is_half)
     for i in range(d):
-        y[i] = o[i] / total
+        o[i] /= sums
+
+
+@job
+def attend_token(args: int, item: int, who: int) -> None:
+    """Some heads of one query. Arguments as attend_block's, and how many heads."""
+    a = numbers_at(args)
+    n, n_head, d, heads = a[4], a[5], a[7], a[17]
+    t, first = item // (n_head // heads), item % (n_head // heads) * heads
+    m = a[8] - n + t + 1 if a[9] else a[8]
+    room = floats_at(a[15] + who * a[16], 1, m + 4 + d)[0]
+    q = room[m + 4 :]
+    for head in range(first, first + heads):
+        kv, at = head // (n_head // a[6]), (t * n_head + head) * d * 4
+        copy_row(a[0] + at, False, d, q, np.float32(1.0 / math.sqrt(d)))
+        keys, values = a[1] + kv * a[12], a[2] + kv * a[14]
+        attend_head(q.ctypes.data, keys, values, floats_at(a[3] + at, 1, d)[0], a, m, room[: m + 4])

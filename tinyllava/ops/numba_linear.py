@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinyllava.ops.compiled import job, kernel
 from tinyllava.ops.formats import levels_row
 from tinyllava.ops.instructions import (
     bfloat_at,
-    extreme,
     half_at,
     load_bfloats,
     load_halves,
     put_float,
     put_floats,
     put_int,
-    quantize_bytes,
-    quantize_words,
-    sum_of_magnitudes,
 )
-from tinyllava.ops.team import floats_at, job, kernel, numbers_at
+from tinyllava.ops.rounding import best_step, extreme, quantize_bytes, quantize_words, sum_of_magnitudes
+from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import (
     BLOCK,
     LAYOUTS,
@@ -85,8 +83,8 @@ def clear_block(record: int, layout: int, t: int) -> None:
 
 @kernel
 def block_of_bytes(x: int, record: int, layout: int, offset: int, t: int) -> None:
-    """32 floats at x -> token t's bytes, scale and sums. The largest becomes -128, which wastes no step."""
-    d = extreme(x) / np.float32(-128.0)
+    """32 floats at x -> token t's bytes, scale and sums."""
+    d = best_step(x)
     inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
     both = quantize_bytes(x, inverse, record + t * BLOCK)
     first, second = np.int64(np.int32(both & 0xFFFFFFFF)), both >> 32

@@ -19,9 +19,10 @@ from tinyllava.ops import numba_attention as attention
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
+from tinyllava.ops.compiled import Job
 from tinyllava.ops.formats import FORMATS
 from tinyllava.ops.reference import NumpyOps
-from tinyllava.ops.team import Job, Team
+from tinyllava.ops.team import Team
 from tinyllava.ops.tile import BLOCK, LAYOUTS, ROWS, TOKENS
 
 if TYPE_CHECKING:
@@ -231,15 +232,17 @@ class NumbaOps(NumpyOps):
         (n, n_head, d), (m, n_head_kv, _) = q.shape, k.shape
         y = np.empty_like(q)
         few = n <= DOT_TOKENS
-        size = 4 * (m + 3 * d) if few else 4 * int(attention.scratch_floats(d))
+        size = 4 * (m + 4 + d) if few else 4 * int(attention.scratch_floats(d))
         size = -(-size // 64) * 64
         scratch = self._room("attention", size * self.threads)
         job = attention.attend_token if few else attention.attend_block
-        n_items = n_head * (n if few else -(-n // attention.QUERIES))
+        # Heads that share keys go together, unless that leaves too few items for the threads.
+        heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
+        n_items = n * n_head // heads if few else n_head * -(-n // attention.QUERIES)
         self.team.run(
             job, n_items, q.ctypes.data, k.ctypes.data, v.ctypes.data, y.ctypes.data,
             n, n_head, n_head_kv, d, m, int(causal), int(k.dtype == np.float16),
-            k.strides[0], k.strides[1], v.strides[0], v.strides[1], scratch, size,
+            k.strides[0], k.strides[1], v.strides[0], v.strides[1], scratch, size, heads,
         )  # fmt: skip
         return y
 

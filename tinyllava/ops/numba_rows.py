@@ -6,21 +6,20 @@ Reference of each: the method of NumpyOps with its name.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from tinyllava.ops.compiled import job, kernel
 from tinyllava.ops.instructions import float_of_bits, power_of_two
-from tinyllava.ops.team import OPTIONS, floats_at, job, kernel, numbers_at
+from tinyllava.ops.team import floats_at, numbers_at
 
-# Without "reassoc": the two steps that subtract n * log(2) must stay two.
-exact = njit(nogil=True, **{**OPTIONS, "fastmath": {"contract", "nsz"}})
 LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (1.44269504088896, 0.693359375, -2.12194440e-4))
 TERMS = tuple(np.float32(c) for c in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5))
 
 
-@exact
+@partial(kernel, fastmath={"contract", "nsz"})  # no "reassoc": what subtracts n * log(2) must stay two steps
 def exp(x: Any) -> Any:
     """e^x to 2 units in the last place, for x up to 88; below -87 it stays at e^-87. NaN stays NaN.
 

@@ -22,50 +22,20 @@ from __future__ import annotations
 import platform
 import threading
 import weakref
-from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
+from tinyllava.ops.compiled import Job, kernel
 from tinyllava.ops.simd import I32, I64, call, instruction
 
 TICKET, DONE, ASLEEP, STOP, JOB, ARGUMENTS = 0, 8, 16, 24, 32, 40  # in int64: each on its own cache line
 MAX_ARGUMENTS = 24
 MAX_ITEMS = 1 << 20
 SPINS = 200_000  # pauses before a helper goes to sleep: some milliseconds
-
-# Sums may be reordered, or they could not use vector registers; NaN and infinity keep their meaning.
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-OPTIONS: dict[str, Any] = {"cache": True, "fastmath": FAST, "error_model": "numpy", "boundscheck": False}
-kernel = njit(nogil=True, **OPTIONS)
-SIGNATURE = types.void(types.int64, types.int64, types.int64)
-
-
-class Job:
-    """A function job(arguments, item, who), compiled or read from the cache when its address is first needed."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.python = function
-        self.__doc__ = function.__doc__
-
-    @cached_property
-    def compiled(self) -> Any:
-        """The C function."""
-        return cfunc(SIGNATURE, cache=True, nopython=True, error_model="numpy", fastmath=FAST)(self.python)
-
-    @cached_property
-    def address(self) -> int:
-        """Where its machine code stands."""
-        return int(self.compiled.address)
-
-
-def job(function: Callable[..., None]) -> Job:
-    """Decorator."""
-    return Job(function)
 
 
 # ---- atomics

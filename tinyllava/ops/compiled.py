@@ -1,0 +1,94 @@
+"""How kernels are compiled: once for each processor and version of this folder, then read from Numba's cache.
+
+Numba's cache notices when the file of a kernel changes, but not when a function that it calls does, be it a kernel
+of another file or an intrinsic that writes LLVM code. So every cached kernel here carries a stamp of all files of
+this folder. (Numba has no public way to say that; where the attribute is missing, its own stamp remains.)
+Kernels must be functions of a module: Numba does not find closures over other kernels in its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+from numba.core import event
+from numba.core.ccallback import CFunc
+
+from tinyllava import ops
+
+# Sums may be reordered, or they could not use vector registers; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+JOB = types.void(types.int64, types.int64, types.int64)
+
+
+def _stamp() -> tuple[tuple[str, float, int], ...]:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)
+
+
+STAMP = _stamp()
+
+
+def cached(function: Any) -> Any:
+    """Let a dispatcher or C function use the cache, if there is a folder that can be written."""
+    try:
+        function.enable_caching()
+    except RuntimeError:  # no place for it: compile at each start
+        return function
+    file: Any = getattr(function._cache, "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = STAMP
+    return function
+
+
+def kernel(function: Callable[..., Any], fastmath: set[str] = FAST) -> Any:
+    """Decorator: a function that other kernels, or Python, call; it releases Python's lock."""
+    return cached(njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function))
+
+
+class Job:
+    """A function job(arguments, item, who), compiled or read from the cache when its address is first needed."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.python = function
+        self.__doc__ = function.__doc__
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The C function."""
+        options = {"nopython": True, "error_model": "numpy", "fastmath": FAST, "boundscheck": False}
+        function = cached(CFunc(self.python, (JOB.args, JOB.return_type), {}, options))
+        function.compile()
+        return function
+
+    @cached_property
+    def address(self) -> int:
+        """Where its machine code stands."""
+        return int(self.compiled.address)
+
+
+def job(function: Callable[..., None]) -> Job:
+    """Decorator."""
+    return Job(function)
+
+
+class _Report(event.Listener):
+    """Tells ops.on_compile, once, that something has to be compiled."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def on_start(self, event: Any) -> None:
+        del event
+        if not self.told:
+            self.told = True
+            ops.on_compile()
+
+    def on_end(self, event: Any) -> None:
+        del event
+
+
+event.register("numba:run_pass", _Report())  # type: ignore[no-untyped-call]

@@ -1,0 +1,256 @@
+"""One row of blocks times one quantized token: blocks come apart in registers and meet the token's bytes there.
+
+``x`` is the address of the token's bytes, ``scales`` that of its scales and sums, in the form that numba_dot.py
+prepares for the format. Memory sets the pace, so each loop asks for what it will need AHEAD bytes later.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyllava.ops import instructions as simd
+from tinyllava.ops.compiled import kernel
+from tinyllava.ops.formats import (
+    minima_q2_k,
+    pair_q4_0,
+    pair_q4_1,
+    pair_q5_0,
+    pair_q5_1,
+    pair_q8_0,
+    quarter_q2_k,
+    quarter_q3_k,
+    quarter_q4_k,
+    quarter_q5_k,
+    quarter_q6_k,
+    scales_q2_k,
+    scales_q3_k,
+    scales_q4_k,
+    scales_q6_k,
+)
+from tinyllava.ops.instructions import (
+    by_half,
+    by_quarter,
+    dot4,
+    float_at,
+    fused,
+    half_at,
+    load_bytes,
+    load_floats,
+    no_floats,
+    no_ints,
+    prefetch,
+    to_floats,
+    total,
+    total_of_upper_half,
+)
+
+AHEAD = 2048  # bytes
+
+
+@kernel
+def read_ahead(block: int, size: int) -> None:
+    """Ask for the cache lines of a block further on."""
+    for i in range(0, size, 64):
+        prefetch(block + AHEAD + i)
+
+
+# ---- blocks of 32, two at a time: 64 bytes are one register
+
+
+@kernel
+def scaled_pair(q: Any, x: int, scales: int, p: int, d: float, d2: float, sums: Any) -> Any:
+    """sums + (64 levels q times the p-th 64 of x), scaled: the first 32 by d, the others by d2."""
+    factors = by_half(d * float_at(scales + 16 * p), d2 * float_at(scales + 16 * p + 8))
+    return fused(to_floats(dot4(no_ints(), q, load_bytes(x + 64 * p))), factors, sums)
+
+
+@kernel
+def pair_sums(scales: int, p: int, m: float, m2: float) -> float:
+    """What two minima contribute."""
+    return m * float_at(scales + 16 * p + 4) + m2 * float_at(scales + 16 * p + 12)
+
+
+@kernel
+def row_q4_0(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q4_0."""
+    sums, low = no_floats(), np.float32(0.0)
+    for p in range(n_pairs):
+        a, b = row + 36 * p, row + 36 * p + 18
+        prefetch(a + AHEAD)
+        sums = scaled_pair(pair_q4_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
+        low += pair_sums(scales, p, half_at(a), half_at(b))
+    return total(sums) + low
+
+
+@kernel
+def row_q4_1(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q4_1."""
+    sums, low = no_floats(), np.float32(0.0)
+    for p in range(n_pairs):
+        a, b = row + 40 * p, row + 40 * p + 20
+        prefetch(a + AHEAD)
+        sums = scaled_pair(pair_q4_1(a, b), x, scales, p, half_at(a), half_at(b), sums)
+        low += pair_sums(scales, p, half_at(a + 2), half_at(b + 2))
+    return total(sums) + low
+
+
+@kernel
+def row_q5_0(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q5_0."""
+    sums, low = no_floats(), np.float32(0.0)
+    for p in range(n_pairs):
+        a, b = row + 44 * p, row + 44 * p + 22
+        prefetch(a + AHEAD)
+        sums = scaled_pair(pair_q5_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
+        low += pair_sums(scales, p, half_at(a), half_at(b))
+    return total(sums) + low
+
+
+@kernel
+def row_q5_1(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q5_1."""
+    sums, low = no_floats(), np.float32(0.0)
+    for p in range(n_pairs):
+        a, b = row + 48 * p, row + 48 * p + 24
+        prefetch(a + AHEAD)
+        sums = scaled_pair(pair_q5_1(a, b), x, scales, p, half_at(a), half_at(b), sums)
+        low += pair_sums(scales, p, half_at(a + 2), half_at(b + 2))
+    return total(sums) + low
+
+
+@kernel
+def row_q8_0(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q8_0."""
+    sums, low = no_floats(), np.float32(0.0)
+    for p in range(n_pairs):
+        a, b = row + 68 * p, row + 68 * p + 34
+        prefetch(a + AHEAD)
+        sums = scaled_pair(pair_q8_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
+        low += pair_sums(scales, p, half_at(a), half_at(b))
+    return total(sums) + low
+
+
+# ---- super-blocks of 256
+
+
+@kernel
+def four_dots_by_32(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
+    """sums + 4 x 64 levels times 256 of x, each 32 scaled by one of 8 factors."""
+    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), simd.scales_01(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_23(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), simd.scales_45(factors), sums)
+    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), simd.scales_67(factors), sums)
+
+
+@kernel
+def four_dots_by_16(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
+    """sums + 4 x 64 levels times 256 of x, each 16 scaled by one of 16 factors."""
+    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), simd.scales_0123(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_4567(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), simd.scales_89ab(factors), sums)
+    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), simd.scales_cdef(factors), sums)
+
+
+@kernel
+def row_q4_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q4_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 144 * b
+        read_ahead(block, 144)
+        factors = simd.times(scales_q4_k(block), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: minima times sums
+        q0, q1, q2, q3 = (
+            quarter_q4_k(block, 0), quarter_q4_k(block, 1), quarter_q4_k(block, 2), quarter_q4_k(block, 3),
+        )  # fmt: skip
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total_of_upper_half(low)
+
+
+@kernel
+def row_q5_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q5_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 176 * b
+        read_ahead(block, 176)
+        factors = simd.times(scales_q4_k(block), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: minima times sums
+        q0, q1, q2, q3 = (
+            quarter_q5_k(block, 0), quarter_q5_k(block, 1), quarter_q5_k(block, 2), quarter_q5_k(block, 3),
+        )  # fmt: skip
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total_of_upper_half(low)
+
+
+@kernel
+def row_q2_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q2_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 84 * b
+        read_ahead(block, 84)
+        own = scales_q2_k(block)
+        low = fused(minima_q2_k(block), load_floats(scales + 128 * b + 64), low)
+        q0, q1, q2, q3 = (
+            quarter_q2_k(block, 0), quarter_q2_k(block, 1), quarter_q2_k(block, 2), quarter_q2_k(block, 3),
+        )  # fmt: skip
+        factors = simd.times(own, load_floats(scales + 128 * b))
+        sums = four_dots_by_16(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total(low)
+
+
+@kernel
+def row_q3_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q3_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 110 * b
+        read_ahead(block, 110)
+        own = scales_q3_k(block)
+        low = fused(own, load_floats(scales + 128 * b + 64), low)
+        q0, q1, q2, q3 = (
+            quarter_q3_k(block, 0), quarter_q3_k(block, 1), quarter_q3_k(block, 2), quarter_q3_k(block, 3),
+        )  # fmt: skip
+        factors = simd.times(own, load_floats(scales + 128 * b))
+        sums = four_dots_by_16(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total(low)
+
+
+@kernel
+def row_q6_k(row: int, x: int, scales: int, n_blocks: int) -> float:
+    """One row of Q6_K."""
+    sums, low = no_floats(), no_floats()
+    for b in range(n_blocks):
+        block = row + 210 * b
+        read_ahead(block, 210)
+        own = scales_q6_k(block)
+        low = fused(own, load_floats(scales + 128 * b + 64), low)
+        q0, q1, q2, q3 = (
+            quarter_q6_k(block, 0), quarter_q6_k(block, 1), quarter_q6_k(block, 2), quarter_q6_k(block, 3),
+        )  # fmt: skip
+        factors = simd.times(own, load_floats(scales + 128 * b))
+        sums = four_dots_by_16(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    return total(sums) + total(low)
+
+
+# ---- any format, by way of levels_row; and 16-bit and 32-bit floats
+
+
+@kernel
+def row_of_levels(q: int, table: int, x: int, scales: int, n_pairs: int, groups: int, has_minima: bool) -> float:
+    """A row already taken apart: q, and at table + 256 b the scales and minima of the b-th 32, 64 bytes apart."""
+    sums, low = no_floats(), np.float32(0.0)
+    second, minima = 64 * (groups - 1), 64 * groups if has_minima else 0
+    for p in range(n_pairs):
+        a, b, at = table + 512 * p, table + 512 * p + 256, scales + 128 * (p // 4) + 16 * (p % 4)
+        s0, s2 = float_at(at), float_at(at + 8)
+        factors = by_quarter(
+            float_at(a) * s0, float_at(a + second) * s0, float_at(b) * s2, float_at(b + second) * s2
+        )
+        sums = fused(to_floats(dot4(no_ints(), load_bytes(q + 64 * p), load_bytes(x + 64 * p))), factors, sums)
+        low += float_at(a + minima) * float_at(at + 64) + float_at(a + minima + second) * float_at(at + 68)
+        low += float_at(b + minima) * float_at(at + 72) + float_at(b + minima + second) * float_at(at + 76)
+    return total(sums) + low
