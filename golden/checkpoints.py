@@ -165,6 +165,27 @@ def hf_name(name: str, layout: str) -> str:
     return name if name == "lm_head.weight" else name.replace("model.", "model.language_model.", 1)
 
 
+def other_projector(kind: str, n: int = CLIP.n_embd, n_llm: int = CLIP.n_llm) -> dict[str, Array]:
+    """llava.projector of other kinds than mlp: LLaVA v1's "linear", MobileVLM's "ldp" and "ldpv2"."""
+    matrix, vector, kernel = (n_llm, n_llm), (n_llm,), (n_llm, 1, 3, 3)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if kind == "linear":
+        shapes = {"weight": (n_llm, n), "bias": vector}
+    elif kind == "ldpv2":
+        shapes = {"mlp.mlp.0.weight": (n_llm, n), "mlp.mlp.0.bias": vector, "mlp.mlp.2.weight": matrix}
+        shapes |= {"mlp.mlp.2.bias": vector, "peg.peg.0.weight": kernel, "peg.peg.0.bias": vector}
+    else:
+        shapes = {"model.mlp.1.weight": (n_llm, n), "model.mlp.1.bias": vector, "model.mlp.3.weight": matrix}
+        narrow, wide = (n_llm // 4, n_llm, 1, 1), (n_llm, n_llm // 4, 1, 1)
+        for block in ("model.mb_block.1.block.", "model.mb_block.2.block."):
+            shapes |= {f"{block}0.0.weight": kernel, f"{block}0.1.weight": vector, f"{block}0.1.bias": vector}
+            shapes |= {f"{block}1.fc1.weight": narrow, f"{block}1.fc1.bias": narrow[:1]}
+            shapes |= {f"{block}1.fc2.weight": wide, f"{block}1.fc2.bias": vector}
+            shapes |= {f"{block}2.0.weight": (*matrix, 1, 1)}
+            shapes |= {f"{block}2.1.weight": vector, f"{block}2.1.bias": vector}
+    return {f"model.mm_projector.{name}": uniform(7, name, shape, std=0.2) for name, shape in shapes.items()}
+
+
 # ---- config.json
 
 

@@ -4,7 +4,6 @@ The scripts of February 2025 (llama_cpp_python 0.3.7's source distribution, vend
 in its own process, as the guides for LLaVA-1.5 and 1.6 tell people to run them.
 """
 
-import gzip
 import json
 import os
 import shutil
@@ -23,11 +22,13 @@ from golden.checkpoints import (
     CHECKPOINTS,
     CheckpointSpec,
     guide_config,
+    other_projector,
     split_state,
     write_checkpoint,
     write_shards,
+    write_torch_zip,
 )
-from golden.manifest import FOLDER, record, save_json, versions
+from golden.manifest import record, save_json, versions
 from golden.models import hf_config
 from golden.tokenizer_files import to_bytes
 
@@ -154,7 +155,19 @@ def make_digests(llama_cpp: str) -> None:
     record(path, "convert-digests LLAMA_CPP", packages, "exact: names, types, shapes, bytes", llama_cpp="c392e50")
 
 
-def load() -> dict[str, Any]:
-    """The digests."""
-    content: dict[str, Any] = json.loads(gzip.decompress((FOLDER / "convert-digests.json.gz").read_bytes()))
-    return content
+def make_projectors(llama_cpp: str) -> None:
+    """convert-projectors.json.gz: kind of projector -> the digest of its mmproj file; tower of llava15-one"""
+    tree = Path(llama_cpp).resolve()
+    made = {}
+    for kind, type_name in {"linear": "mlp", "ldp": "ldp", "ldpv2": "ldpv2"}.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = write_checkpoint(Path(temporary) / "in", CHECKPOINTS["llava15-one"])
+            projector = {name: ("F32", values) for name, values in other_projector(kind).items()}
+            write_torch_zip(folder / "llava.projector", projector)
+            words = ["-m", folder / "clip", "--clip-model-is-vision", "--llava-projector"]
+            words += [folder / "llava.projector", "--projector-type", type_name, "--output-dir", folder / "out"]
+            run(tree, tree / "examples" / "llava" / "convert_image_encoder_to_gguf.py", *words)
+            made[kind] = digest(next((folder / "out").glob("*.gguf")))
+    path = save_json("convert-projectors.json.gz", made)
+    packages = versions("torch", "transformers", "safetensors", "numpy")
+    """convert-projectors.json.gz: kind of projector -> the digest of its mmproj file, tower as in llava15-one"""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.checkpoints import CHECKPOINTS, cast, guide_config, split_state, write_torch_zip
+from golden.checkpoints import CHECKPOINTS, cast, guide_config, other_projector, split_state, write_torch_zip
 from golden.tokenizer_files import to_bytes
 from tests.convert.conftest import load_json, metadata_of, tensors_of
 from tinyllava import cli
@@ -126,3 +126,15 @@ def test_the_output_may_not_be_an_input(checkpoints: Path, tmp_path: Path, capsy
     assert cli.main([str(word) for word in words]) == 2
     assert "is an input" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["linear", "ldp", "ldpv2"])
+def test_projectors_other_than_mlp(kind: str, checkpoints: Path, tmp_path: Path) -> None:
+    theirs = load_json("convert-projectors.json.gz")[kind]
+    projector = {name: ("F32", values) for name, values in other_projector(kind).items()}
+    write_torch_zip(tmp_path / "llava.projector", projector)
+    words = ["--llava-projector", tmp_path / "llava.projector", "-o", tmp_path / "out"]
+    tl("convert-image-encoder", "-m", checkpoints / "llava15-one" / "clip", *words)
+    made = tmp_path / "out" / "mmproj-model-f16.gguf"
+    assert tensors_of(made) == {row[0]: row[1:] for row in theirs["tensors"]}
+    assert metadata_of(made)["clip.projector_type"] == theirs["metadata"]["clip.projector_type"][1]
