@@ -7,7 +7,7 @@ Ask for attn_implementation="eager": other kinds of attention do not return thei
 """
 
 NORMS = ("post_attention_layernorm", "layer_norm2")
-INPUTS = ("layers.0", "o_proj", "out_proj", "down_proj", "fc2", "linear_1", *NORMS)
+INPUTS = ("layers.0", "o_proj", "out_proj", "down_proj", "fc2", "linear_1", "mm_projector.0", *NORMS)
 
 
 def watch(model):

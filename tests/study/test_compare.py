@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import tinyllava
 from tinyllava.errors import FileError, TinyLLaVAError, UsageError
 from tinyllava.files.gguf import open_gguf
+from tinyllava.profile import PROFILES
 from tinyllava.study import differences
 from tinyllava.study.align import pairs_from_halves
 from tinyllava.study.compare import compare, compare_dumps
@@ -251,6 +252,27 @@ def test_every_profile_is_explained_where_it_first_differs(pairs, compat: str) -
     assert set(comparison.choices) == {name for row in comparison.rows for name in row.known}
 
 
+def test_the_table_of_known_differences_is_where_compare_looks_for_it() -> None:
+    golden = Path(__file__).parents[2] / "golden" / "known_differences.toml"
+    assert differences.FILE.read_bytes() == golden.read_bytes()
+    pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    choices = {entry["choice"] for entry in differences.table()}
+    values = {name: {str(vars(profile)[name]) for profile in PROFILES.values()} for name in differences.SHOWS}
+    assert {name for name, found in values.items() if len(found) > 1} <= choices
+    text = differences.describe("class_token", ("first", "last"))
+    assert text.startswith("class_token: first against last. Place of the class embedding")
+
+
+def test_a_choice_that_comes_to_the_same_here_explains_nothing(pairs) -> None:
+    one, other = (
+        dump(pairs.load("vicuna", "clip_15", compat=name).trace("<image>Hi", [pairs.picture(100, 60)]))
+        for name in ("llava", "mtmd")
+    )
+    found = set(differences.differing(one, other))
+    assert {"one_tile", "class_token", "blocks", "projector_gelu"} <= found
+    assert not found & {"pad_colour", "post_norm", "vit_gelu", "overview", "merge", "anyres_resample"}
+
+
 def test_every_choice_of_a_profile_has_its_tap() -> None:
     from dataclasses import fields
 
@@ -322,7 +344,7 @@ def test_what_is_no_dump_is_refused_in_one_line(pairs, tmp_path: Path) -> None:
         "text": b"hello there\n" * 50,
         "zip": b"PK\3\4" + b"\0" * 50,
         "cut": good.read_bytes()[:-20],
-        "safetensors": b"\x20\0\0\0\0\0\0\0{\"a\": 1}                        ",
+        "safetensors": b'\x20\0\0\0\0\0\0\0{"a": 1}                        ',
     }
     for name, data in bad.items():
         path = tmp_path / name

@@ -1,6 +1,7 @@
 """Known differences: which choice of a profile explains that two programs part ways at a tap.
 
-The table with reasons and measured effects is known_differences.toml. Each entry names the field of the profile
+The table with reasons and measured effects is golden/known_differences.toml; the file of that name beside this
+one is a link to it, so that an installed tinyllava has it, too. Each entry names the field of the profile
 (profile.py) that is the choice; here stands only where on the walk a choice shows first.
 """
 
@@ -29,7 +30,7 @@ SHOWS = {
     "tiles_of_flat_files": "pixels",
     "anyres_resample": "pixels",
     "anyres_pad_colour": "pixels",
-    "overview": "pixels",
+    "overview": "image_tokens",
     "class_token": "vit.inp_embd",
     "vit_gelu": "vit.blk.0.ffn_act",
     "blocks": "vit.features",
@@ -41,7 +42,7 @@ SHOWS = {
     "templates": "ids",
     "space_prefix": "ids",
 }
-ONLY_15 = {"one_tile", "pad_place", "pad_colour"}
+ONLY_15 = {"one_tile", "pad_place", "pad_colour", "resample"}
 ONLY_16 = {
     "pinpoint_order", "size_precision", "small_pictures", "tiles_of_flat_files", "anyres_resample",
     "anyres_pad_colour", "overview", "merge", "unpad_rounding",
@@ -93,26 +94,27 @@ def explaining(name: str, after: Place, fields: dict[str, tuple[Any, Any]]) -> l
 
 
 def describe(field: str, pair: tuple[Any, Any]) -> str:
-    """``class_token: first against last`` and what the table knows of it."""
+    """``class_token: first against last``, and what the table knows of it."""
     text = f"{field}: {pair[0]} against {pair[1]}"
-    what = table().get(field)
-    return f"{text}. {what}" if what else text
+    entries = [entry for entry in table() if entry.get("choice") == field]
+    if not entries:
+        return text
+    entry = next((entry for entry in entries if _plain(entry.get("flip")) in pair), entries[0])
+    effect = entry.get("effect")
+    measured = f"; alone it changes the embeddings by {effect:.2g}" if isinstance(effect, float) else ""
+    return f"{text}. {entry.get('what', '')}{measured}"
 
 
 @cache
-def table() -> dict[str, str]:
-    """The table's sentence for each field. Empty where there is no table, or no TOML reader (Python 3.10)."""
+def table() -> list[dict[str, Any]]:
+    """The table's entries. None where it was not installed, or nothing reads TOML (Python 3.10)."""
     try:
         import tomllib
     except ImportError:
-        return {}
+        return []
     if not FILE.exists():
-        return {}
-    entries: dict[str, str] = {}
-    for entry in tomllib.loads(FILE.read_text(encoding="utf-8")).get("difference", []):
-        fields = entry.get("choice", entry.get("field", ""))
-        for field in [fields] if isinstance(fields, str) else fields:
-            entries[field] = " ".join(str(entry.get("what", "")).split())
+        return []
+    entries: list[dict[str, Any]] = tomllib.loads(FILE.read_text(encoding="utf-8"))["difference"]
     return entries
 
 
