@@ -170,4 +170,5 @@ def make_projectors(llama_cpp: str) -> None:
             made[kind] = digest(next((folder / "out").glob("*.gguf")))
     path = save_json("convert-projectors.json.gz", made)
     packages = versions("torch", "transformers", "safetensors", "numpy")
-    """convert-projectors.json.gz: kind of projector -> the digest of its mmproj file, tower as in llava15-one"""
+    tolerance = "exact: names, types, shapes, bytes"
+    record(path, "convert-projectors LLAMA_CPP", packages, tolerance, llama_cpp="c392e50")
