@@ -1,0 +1,54 @@
+"""The same numbers on processors without AVX-512 and without AVX2, and from the cache of an earlier process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+x86_only = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 features")
+OLDER = {
+    "x86-64-v3": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+sse4.2,+ssse3,+popcnt,-avx512f",
+    "x86-64": "+sse2",
+}
+
+
+def run(words: list[str], cache: Path, **variables: str) -> str:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), **variables}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@x86_only
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", OLDER)
+def test_parity_on_an_older_processor(name: str, tmp_path: Path) -> None:
+    words = ["-m", "pytest", "-q", "tests/ops/test_parity.py", "-k", "linear or attention or levels"]
+    out = run(words, tmp_path, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=OLDER[name])
+    assert "passed" in out and "failed" not in out
+
+
+COMPILES = """
+import numpy as np
+from tinyllava import ops
+ops.on_compile = lambda: print("compiling")
+backend = ops.select("numba", threads=1)
+print(backend.swiglu(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)).sum())
+"""
+
+
+def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
+    assert run(["-c", COMPILES], tmp_path).split()[0] == "compiling"
+    assert run(["-c", COMPILES], tmp_path).split()[0] != "compiling"
+
+
+def test_another_version_of_any_file_here_is_compiled_again(tmp_path: Path) -> None:
+    run(["-c", COMPILES], tmp_path)
+    older = "import tinyllava.ops.compiled as c; c.STAMP = (('simd.py', 0.0, 0),)\n" + COMPILES
+    assert run(["-c", older], tmp_path).split()[0] == "compiling"

@@ -1,0 +1,45 @@
+"""The threads: every item once, by whoever comes; the same answer from one thread and from many."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from tinyllava.ops import select, team
+from tinyllava.ops.compiled import job
+
+
+@job
+def count(args: int, item: int, who: int) -> None:
+    """counts[item] += 1; workers[who] += 1 (not atomic, but nobody else is ``who``)."""
+    a = team.numbers_at(args)
+    counts, workers = team.floats_at(a[0], 1, a[2])[0], team.floats_at(a[1], 1, 16)[0]
+    counts[item] += np.float32(1.0)
+    workers[who] += np.float32(1.0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("n_items", [0, 1, 7, 1000])
+def test_every_item_is_done_once(size: int, n_items: int) -> None:
+    members, counts, workers = team.Team(size), np.zeros(max(1, n_items), np.float32), np.zeros(16, np.float32)
+    for _ in range(50):
+        members.run(count, n_items, counts.ctypes.data, workers.ctypes.data, len(counts))
+    assert (counts[:n_items] == 50).all()
+    assert workers.sum() == 50 * n_items and not workers[size:].any()
+
+
+def test_helpers_that_fell_asleep_come_back() -> None:
+    members, counts, workers = team.Team(2), np.zeros(1 << 16, np.float32), np.zeros(16, np.float32)
+    for _ in range(3):
+        members.run(count, len(counts), counts.ctypes.data, workers.ctypes.data, len(counts))
+        time.sleep(0.1)
+    assert (counts == 3).all()
+
+
+def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((70, 4, 40)).astype(np.float32) for _ in range(3))
+    answers = [select("numba", threads=n).attention(q, k, v, causal=True) for n in (1, 2, 3)]
+    assert np.array_equal(answers[0], answers[1]) and np.array_equal(answers[0], answers[2])
