@@ -63,7 +63,8 @@ def record(path: Path, command: str, packages: dict[str, str], tolerance: str, *
 def problems() -> list[str]:
     """What is wrong between golden/ and its manifest: files missing, changed, or not listed."""
     manifest = json.loads(MANIFEST.read_text())
-    here = {path.name for pattern in ("*.npz", "*.json.gz") for path in FOLDER.glob(pattern)}
+    here = {path.name for pattern in ("*.npz", "*.json", "*.json.gz") for path in FOLDER.glob(pattern)}
+    here.discard(MANIFEST.name)
     found = [f"{name}: in the manifest, but not there" for name in sorted(manifest.keys() - here)]
     found += [f"{name}: not in the manifest" for name in sorted(here - manifest.keys())]
     for name in sorted(here & manifest.keys()):

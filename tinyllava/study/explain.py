@@ -90,13 +90,8 @@ def explain(
     Raises what ``generate`` raises, and UsageError for a prompt with more than one picture.
     """
     plan = make_plan(llava, question, [image], max_tokens=max_tokens, template=template)
-    start, stop = picture_columns(plan)
-    config = llava.language.llama.config
-    keep = choose_maps(config.n_layer, config.n_head, plan.image_tokens, plan.max_tokens)
-    keeper = MapKeeper(config.n_layer, slice(start, stop), plan.prompt_tokens, keep)
-    watch = Watch(llava.ops, plan.prompt_tokens, keeper)
     sampling = sampling or Sampling(temperature=0.0)
-    result = _run(llava, plan, sampling, watch, progress)
+    result, watch, keeper = observe(llava, plan, sampling, progress)
     again = replace(sampling, seed=result.seed)
     events = steady([watch.events, *_run_again(llava, plan, again)])
     decoded, tokens = _decode_again(image), _tokenize_again(question, plan, llava)
@@ -110,7 +105,7 @@ def explain(
         rgb=plan.pixels[0],
         tiles=as_seen(watch.pixels, llava),
         panels=make_panels(plan.pictures[0]),
-        keep=keep,
+        keep=keeper.keep,
         maps=np.stack(keeper.maps),
         shares=np.stack(keeper.shares),
     )
@@ -130,6 +125,17 @@ def picture_columns(plan: Plan) -> tuple[int, int]:
 
 
 # ---- the run
+
+
+def observe(
+    llava: LLaVA, plan: Plan, sampling: Sampling, progress: Progress = no_progress
+) -> tuple[Result, Watch, MapKeeper]:
+    """Run a plan with one picture, watched: the answer, what the taps saw, and the attention to the picture."""
+    columns, config = slice(*picture_columns(plan)), llava.language.llama.config
+    keep = choose_maps(config.n_layer, config.n_head, plan.image_tokens, plan.max_tokens)
+    keeper = MapKeeper(config.n_layer, columns, plan.prompt_tokens, keep)
+    watch = Watch(llava.ops, plan.prompt_tokens, keeper)
+    return _run(llava, plan, sampling, watch, progress), watch, keeper
 
 
 def _run(llava: LLaVA, plan: Plan, sampling: Sampling, watch: Watch, progress: Progress) -> Result:

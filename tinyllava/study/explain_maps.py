@@ -19,7 +19,7 @@ from tinyllava.vision.anyres import PicturePlan, merge
 Floats = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 NOWHERE = -1  # in a panel: no token sees this patch (padding that was cut away)
-MAX_BYTES = 1_200_000  # of all maps together; base64 makes a third more of it
+MAX_BYTES = 1_250_000  # of all maps together; base64 makes a third more of it
 SEGMENTS = ("the first token", "text before the picture", "the picture", "text after it", "the answer so far")
 
 
