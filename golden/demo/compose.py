@@ -29,35 +29,36 @@ SPRITE_SIZE = 128 * 128 + 64 * 64 + 32 * 32
 BACKGROUND_CLASS, PAD_CLASS, UNKNOWN_CLASS, FIRST_NOUN_CLASS = 0, 1, 2, 3
 
 
+POLYGONS = {
+    "square": "-.9 -.9  .9 -.9  .9 .9  -.9 .9",
+    "rectangle": "-1 -.5  1 -.5  1 .5  -1 .5",
+    "triangle": "0 -.9  1 .85  -1 .85",
+    "diamond": "0 -1  .62 0  0 1  -.62 0",
+    "cross": "-.33 -1  .33 -1  .33 -.33  1 -.33  1 .33  .33 .33  "
+    ".33 1  -.33 1  -.33 .33  -1 .33  -1 -.33  -.33 -.33",
+    "arrow": "-1 -.28  .1 -.28  .1 -.75  1 0  .1 .75  .1 .28  -1 .28",
+}
+
+
+def heart_point(t: float) -> tuple[float, float]:
+    """The well-known heart curve."""
+    return math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16
+
+
 def shape_polygon(name: str) -> list[tuple[float, float]]:
-    """The corners of a plain shape in -1..1; curves are fine polygons."""
+    """The corners of a plain shape in -1..1, y downwards; curves are fine polygons."""
+    if name in POLYGONS:
+        numbers = [float(n) for n in POLYGONS[name].split()]
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
     turn = [2 * math.pi * i / 120 for i in range(120)]
-    match name:
-        case "circle":
-            return [(math.cos(t), math.sin(t)) for t in turn]
-        case "oval":
-            return [(math.cos(t), 0.55 * math.sin(t)) for t in turn]
-        case "square":
-            return [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
-        case "rectangle":
-            return [(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]
-        case "triangle":
-            return [(0, -0.9), (1, 0.85), (-1, 0.85)]
-        case "diamond":
-            return [(0, -1), (0.62, 0), (0, 1), (-0.62, 0)]
-        case "star":
-            radii = [1 if i % 2 == 0 else 0.4 for i in range(10)]
-            return [(r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate(radii)]
-        case "heart":
-            return [(math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16)
-                    for t in turn]  # fmt: skip
-        case "cross":
-            a = 0.33
-            return [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a)]
-        case "arrow":
-            return [(-1, -0.28), (0.1, -0.28), (0.1, -0.75), (1, 0), (0.1, 0.75), (0.1, 0.28), (-1, 0.28)]
-    corners = {"pentagon": 5, "hexagon": 6}[name]
-    return [(math.sin(2 * math.pi * i / corners), -math.cos(2 * math.pi * i / corners)) for i in range(corners)]
+    if name in ("circle", "oval"):
+        return [(math.cos(t), (1 if name == "circle" else 0.55) * math.sin(t)) for t in turn]
+    if name == "heart":
+        return [heart_point(t) for t in turn]
+    corners = {"pentagon": 5, "hexagon": 6, "star": 10}[name]
+    radii = [0.4 if name == "star" and i % 2 else 1.0 for i in range(corners)]
+    angles = [2 * math.pi * i / corners for i in range(corners)]
+    return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, angles, strict=True)]
 
 
 def shape_sprite(name: str) -> np.ndarray:
@@ -119,7 +120,9 @@ def make_atlas(pixels: np.ndarray, device: str) -> Tensor:
     return torch.cat(parts).flatten()
 
 
-def fetch(atlas: Tensor, start: Tensor, side: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fetch(
+    atlas: Tensor, start: Tensor, side: Tensor, u: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bilinear samples at (u, v) in 0..1 of a sprite whose level starts at `start`; transparent outside."""
     x, y = u * side - 0.5, v * side - 0.5
     left, top = x.floor(), y.floor()
@@ -171,7 +174,9 @@ def local(spec: dict[str, Tensor], k: int, x: Tensor, y: Tensor) -> tuple[Tensor
     return u + 0.5, v + 0.5
 
 
-def add_object(canvas: Tensor, atlas: Tensor, start: Tensor, side: Tensor, look: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def add_object(
+    canvas: Tensor, atlas: Tensor, start: Tensor, side: Tensor, look: Tensor, u: Tensor, v: Tensor
+) -> Tensor:
     """Paint one object of every picture.  look (B, 7): saturation, light (2), lift, tint (3)."""
     red, green, blue, alpha = fetch(atlas, start[:, None, None], side[:, None, None], u, v)
     alpha = (alpha / 255)[:, None]
@@ -203,7 +208,9 @@ def draw(spec: dict[str, Tensor], atlas: Tensor, side_px: int, objects: int, bru
         level = (drawn_px < 85).long() + (drawn_px < 42).long()
         offsets = torch.tensor(LEVEL_OFFSETS, device=atlas.device)
         start = spec["sprite"][:, k] * SPRITE_SIZE + offsets[level]
-        look = torch.cat([spec["saturation"][:, k, None], spec["light"][:, k], spec["lift"][:, k, None], spec["tint"][:, k]], 1)
+        look = torch.cat(
+            [spec["saturation"][:, k, None], spec["light"][:, k], spec["lift"][:, k, None], spec["tint"][:, k]], 1
+        )
         u, v = local(spec, k, x, y)
         canvas = brush.add_object(canvas, atlas, start, (128 >> level).float(), look, u, v)
     return canvas

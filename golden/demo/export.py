@@ -1,7 +1,9 @@
 """Write a trained demo as the GGUF pair that tinyllava and llama.cpp load.
 
-    python golden/demo/export.py WEIGHTS_DIR tokenizer.model tinyllava/demo
+    python golden/demo/export.py tokenizer.model tinyllava/demo WEIGHTS_DIR [WEIGHTS_DIR ...]
 
+Several checkpoints of one training are averaged, which is often better than the last one alone
+(M. Wortsman et al., "Model soups", 2022).
 Matrices become Q8_0, the patch convolution F16 (llama.cpp wants it so), norms, biases and positions F32.
 Names follow the first LLaVA converter, `ffn_down` = fc1 and `ffn_up` = fc2 included.
 """
@@ -35,6 +37,12 @@ CHAT_TEMPLATE = (
 )
 VISION_PARTS = {"attn_q": "attn_q", "attn_k": "attn_k", "attn_v": "attn_v", "attn_out": "attn_out", "ln1": "ln1",
                 "ln2": "ln2", "fc1": "ffn_down", "fc2": "ffn_up"}  # fmt: skip
+
+
+def average(folders: list[Path]) -> dict[str, np.ndarray]:
+    """The mean of several checkpoints' weights."""
+    states = [load_weights(folder) for folder in folders]
+    return {name: np.mean([state[name] for state in states], axis=0) for name in states[0]}
 
 
 def load_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -133,7 +141,17 @@ def write_language(path: Path, weights: dict[str, np.ndarray], spm: SentencePiec
     for name in ("token_embd", "output_norm", "output"):
         add(writer, f"{name}.weight", weights[f"{name}.weight"])
     for i in range(c.blocks):
-        for part in ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"):
+        for part in (
+            "attn_norm",
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_norm",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        ):
             add(writer, f"blk.{i}.{part}.weight", weights[f"blk.{i}.{part}.weight"])
     finish(writer)
 
@@ -148,11 +166,11 @@ def finish(writer: GGUFWriter) -> None:
 
 def main() -> None:
     """Write both files and print their sizes and checksums."""
-    weights = load_weights(Path(sys.argv[1]))
-    target = Path(sys.argv[3])
+    spm, target = SentencePieceProcessor(model_file=sys.argv[1]), Path(sys.argv[2])
+    weights = average([Path(name) for name in sys.argv[3:]])
     target.mkdir(parents=True, exist_ok=True)
     write_vision(target / "demo-mmproj.gguf", weights, Config())
-    write_language(target / "demo-model.gguf", weights, SentencePieceProcessor(model_file=sys.argv[2]), Config())
+    write_language(target / "demo-model.gguf", weights, spm, Config())
     for name in ("demo-model.gguf", "demo-mmproj.gguf"):
         data = (target / name).read_bytes()
         print(f"{name} {len(data):,} bytes sha256 {hashlib.sha256(data).hexdigest()}")

@@ -19,8 +19,10 @@ PAD = (122, 116, 104)
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a GGUF file as float32, in NumPy's axis order."""
-    return {t.name: dequantize(t.data, t.tensor_type).reshape(tuple(int(n) for n in t.shape[::-1])).astype(np.float32)
-            for t in GGUFReader(path).tensors}  # fmt: skip
+    return {
+        t.name: dequantize(t.data, t.tensor_type).reshape(tuple(int(n) for n in t.shape[::-1])).astype(np.float32)
+        for t in GGUFReader(path).tensors
+    }
 
 
 def load_pair(folder: Path) -> TinyLlava:

@@ -31,9 +31,13 @@ NOUNS = read_nouns()
 SIDES_PX = (168, 200, 224, 256, 260, 301, 320)
 ODD_SHAPES = ((1.0, 173 / 301), (211 / 260, 1.0), (1.0, 0.36), (0.41, 1.0))
 # (how many, what is invented); `letterbox` 1 is never square
-PLAN = ((22, {"letterbox": 0.0, "unknown": 0.0, "empty": 0.0}), (22, {"letterbox": 1.0, "unknown": 0.0, "empty": 0.0}),
-        (4, {"letterbox": 0.5, "empty": 1.0}), (6, {"letterbox": 0.4, "unknown": 1.0, "objects": 1}),
-        (2, {"photo": True}))  # fmt: skip
+PLAN = (
+    (22, {"letterbox": 0.0, "unknown": 0.0, "empty": 0.0}),
+    (22, {"letterbox": 1.0, "unknown": 0.0, "empty": 0.0}),
+    (4, {"letterbox": 0.5, "empty": 1.0}),
+    (6, {"letterbox": 0.4, "unknown": 1.0, "objects": 1}),
+    (2, {"photo": True}),
+)
 PINNED_KINDS = ("what", "list", "describe", "background", "is there", "how many", "side")
 
 
@@ -77,7 +81,12 @@ def box_px(item: Item, scene: Scene, side_px: int) -> list[int]:
     """The object's box in pixels of the stored picture."""
     (left, width), (top, height) = (span(extent, side_px) for extent in (scene.width, scene.height))
     x0, y0, x1, y1 = (value * side_px for value in item.box)
-    return [max(0, round(x0) - left), max(0, round(y0) - top), min(width, round(x1) - left), min(height, round(y1) - top)]
+    return [
+        max(0, round(x0) - left),
+        max(0, round(y0) - top),
+        min(width, round(x1) - left),
+        min(height, round(y1) - top),
+    ]
 
 
 def describe_objects(scene: Scene, facts: list[dict], side_px: int) -> list[dict]:
@@ -88,8 +97,15 @@ def describe_objects(scene: Scene, facts: list[dict], side_px: int) -> list[dict
         fact = facts[item.sprite]
         noun = "unknown" if item.noun == UNKNOWN else NOUNS[item.noun].name
         color = {"color": COLOR_NAMES[item.color]} if item.color >= 0 else {}
-        objects.append({"noun": noun, "box": box_px(item, scene, side_px), **color, "icon": f"{fact['icon_set']}:{fact['icon']}",
-                        "license": licenses[fact["icon_set"]]})  # fmt: skip
+        objects.append(
+            {
+                "noun": noun,
+                "box": box_px(item, scene, side_px),
+                **color,
+                "icon": f"{fact['icon_set']}:{fact['icon']}",
+                "license": licenses[fact["icon_set"]],
+            }
+        )
     return objects
 
 
@@ -101,8 +117,13 @@ def question_list(scene: Scene, rng: random.Random) -> list[dict]:
         for _ in range(60):
             asked = ask(scene, rng, kind)
             if asked and PINNED.fullmatch(asked[1]):
-                found.setdefault(asked[1], {"kind": asked[0], "variant": "pinned", "question": asked[1], "answer": asked[2]})
-                if kind not in ("list", "side", "is there") or len([q for q in found.values() if q["kind"] == kind]) > 1:
+                found.setdefault(
+                    asked[1], {"kind": asked[0], "variant": "pinned", "question": asked[1], "answer": asked[2]}
+                )
+                if (
+                    kind not in ("list", "side", "is there")
+                    or len([q for q in found.values() if q["kind"] == kind]) > 1
+                ):
                     break
     for _ in range(4):
         asked = ask(scene, rng)
@@ -117,14 +138,18 @@ def make_scenes(studio: Studio, libraries: dict[str, Library], folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for count, invention in PLAN:
-        for i in range(count):
+        for _ in range(count):
             library = libraries["held out unknown" if invention.get("unknown") else "train"]
             scene = invent(rng, library, **invention)
             side_px = rng.choice(SIDES_PX)
             name = f"{len(entries):02d}.png"
             studio.picture(scene, side_px, rng).save(folder / name, optimize=True)
             kind = "photo-like" if scene.photo else "scene"
-            background = None if scene.photo else {"color": COLOR_NAMES[scene.background], "pattern": PATTERNS[scene.pattern]}
+            background = (
+                None
+                if scene.photo
+                else {"color": COLOR_NAMES[scene.background], "pattern": PATTERNS[scene.pattern]}
+            )
             entries.append({"file": name, "type": kind, "objects": describe_objects(scene, studio.facts, side_px),
                             "background": background, "questions": question_list(scene, rng)})  # fmt: skip
     (folder / "scenes.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf8")
@@ -142,21 +167,39 @@ def find(facts: list[dict], icon: str) -> int:
 def demo_scene(facts: list[dict]) -> Scene:
     """An apple, a dog and a car on blue; 320 x 200."""
     scene = Scene(1.0, 0.625, COLOR_NAMES.index("blue"), PATTERNS.index("gradient"))
-    for noun, icon, x, y, size in (("red apple", "fluent-emoji-flat:red-apple", 0.14, 0.505, 0.22),
-                                   ("dog", "noto:dog", 0.5, 0.5, 0.42), ("car", "noto:automobile", 0.85, 0.505, 0.25)):  # fmt: skip
+    for noun, icon, x, y, size in (
+        ("red apple", "fluent-emoji-flat:red-apple", 0.14, 0.505, 0.22),
+        ("dog", "noto:dog", 0.5, 0.5, 0.42),
+        ("car", "noto:automobile", 0.85, 0.505, 0.25),
+    ):
         sprite = find(facts, icon)
         fact = facts[sprite]
-        scene.items.append(Item(IDS[noun], sprite, -1, x, y, size * fact["width"] / 2, size * fact["height"] / 2, size, 0, 0, False))
+        scene.items.append(
+            Item(
+                IDS[noun], sprite, -1, x, y, size * fact["width"] / 2, size * fact["height"] / 2, size, 0, 0, False
+            )
+        )
     return scene
 
 
 def demo_questions(scene: Scene) -> list[dict]:
     """Every wording that the README suggests, with its answer."""
-    wanted = ["What is this?", "What objects are in the picture?", "What is in the picture?", "Describe the picture.",
-              "What color is the background?", "Is there a dog in the picture?", "Is there a cat in the picture?",
-              "How many dogs are there?", "How many objects are there?", "What is to the left of the dog?",
-              "What is to the right of the dog?", "What is above the dog?", "What is below the dog?",
-              "Where is the dog?"]  # fmt: skip
+    wanted = [
+        "What is this?",
+        "What objects are in the picture?",
+        "What is in the picture?",
+        "Describe the picture.",
+        "What color is the background?",
+        "Is there a dog in the picture?",
+        "Is there a cat in the picture?",
+        "How many dogs are there?",
+        "How many objects are there?",
+        "What is to the left of the dog?",
+        "What is to the right of the dog?",
+        "What is above the dog?",
+        "What is below the dog?",
+        "Where is the dog?",
+    ]
     rng, found = random.Random(0), {}
     for _ in range(200_000):
         asked = ask(scene, rng)

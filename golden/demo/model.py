@@ -82,7 +82,9 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, 168, 168) normalised -> (B, P, D)."""
-        patches = F.unfold(pixels, self.config.patch_px, stride=self.config.patch_px).transpose(1, 2)  # (B, P, 588)
+        patches = F.unfold(pixels, self.config.patch_px, stride=self.config.patch_px).transpose(
+            1, 2
+        )  # (B, P, 588)
         x = F.linear(patches, self.patch_embd)
         first = self.class_embd.expand(len(x), 1, -1)
         x = self.pre_ln(torch.cat([first.to(x.dtype), x], 1) + self.position_embd)
@@ -194,7 +196,7 @@ class TinyLlava(nn.Module):
 
 
 def dense_mask(segments: Tensor) -> Tensor:
-    """(B, 1, T, T) bool, what each token sees: causal; segment 0 is seen by all, others by themselves, -1 by nobody."""
+    """(B, 1, T, T) bool, what each token sees: causal; segment 0 is seen by all, others by themselves only."""
     index = torch.arange(segments.shape[1], device=segments.device)
     key, query = segments[:, None, :], segments[:, :, None]
     seen = ((key == 0) | (key == query)) & (key >= 0) & (index[:, None] >= index[None, :])

@@ -22,7 +22,9 @@ def uniform(low: float, high: float, *shape: int, device: str) -> Tensor:
 
 def natural_noise(count: int, device: str) -> Tensor:
     """(count, 3, S, S) in 0..1: noise whose amplitude falls as 1/f^a, with related colour channels."""
-    frequency = (torch.fft.fftfreq(SIDE, device=device)[:, None] ** 2 + torch.fft.rfftfreq(SIDE, device=device) ** 2).sqrt()
+    frequency = (
+        torch.fft.fftfreq(SIDE, device=device)[:, None] ** 2 + torch.fft.rfftfreq(SIDE, device=device) ** 2
+    ).sqrt()
     power = uniform(0.7, 2.2, count, 1, 1, 1, device=device)
     spectrum = torch.fft.rfft2(torch.randn(count, 3, SIDE, SIDE, device=device))
     noise = torch.fft.irfft2(spectrum / (frequency + 1 / SIDE) ** power, s=(SIDE, SIDE))
@@ -65,17 +67,22 @@ def collage(count: int, atlas: Tensor, sprites: int, number: int, device: str) -
     cos, sin = angle.cos() / size, angle.sin() / size
     stretch = uniform(0.5, 2.0, count, number, device=device)
     spec = {
-        "bg_color": uniform(0, 1, count, 3, device=device), "bg_second": uniform(0, 1, count, 3, device=device),
-        "bg_pattern": torch.full((count,), 2.0, device=device), "bg_angle": uniform(0, 6, count, device=device),
-        "bg_frequency": uniform(1, 9, count, device=device), "bg_phase": uniform(0, 6, count, device=device),
+        "bg_color": uniform(0, 1, count, 3, device=device),
+        "bg_second": uniform(0, 1, count, 3, device=device),
+        "bg_pattern": torch.full((count,), 2.0, device=device),
+        "bg_angle": uniform(0, 6, count, device=device),
+        "bg_frequency": uniform(1, 9, count, device=device),
+        "bg_phase": uniform(0, 6, count, device=device),
         "bg_waves": uniform(-16, 16, count, 4, 3, device=device),
         "matrix": torch.stack([cos * stretch, sin * stretch, -sin, cos], 2),
-        "centre": uniform(0, 1, count, number, 2, device=device), "size": size,
+        "centre": uniform(0, 1, count, number, 2, device=device),
+        "size": size,
         "saturation": uniform(0.2, 1.1, count, number, device=device),
         "light": uniform(-0.6, 0.6, count, number, 2, device=device),
-        "tint": uniform(0.3, 1.1, count, number, 3, device=device), "lift": uniform(-0.2, 0.3, count, number, device=device),
+        "tint": uniform(0.3, 1.1, count, number, 3, device=device),
+        "lift": uniform(-0.2, 0.3, count, number, device=device),
         "sprite": torch.randint(0, sprites, (count, number), device=device),
-    }  # fmt: skip
+    }
     return draw(spec, atlas, SIDE, number, Brush(False)) / 255
 
 
@@ -112,7 +119,9 @@ def finished(images: Tensor, device: str) -> Tensor:
     light = 1 + slope[:, :1] * steps[None, None, None, :] + slope[:, 1:] * steps[None, None, :, None]
     images = images * light
     gray = images.mean(1, keepdim=True)
-    keep = torch.where(uniform(0, 1, count, 1, 1, 1, device=device) < 0.2, 0.0, uniform(0.3, 1.2, count, 1, 1, 1, device=device))
+    keep = torch.where(
+        uniform(0, 1, count, 1, 1, 1, device=device) < 0.2, 0.0, uniform(0.3, 1.2, count, 1, 1, 1, device=device)
+    )
     images = gray + (images - gray) * keep
     images = images + torch.randn_like(images) * uniform(0, 0.05, count, 1, 1, 1, device=device)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -133,7 +142,11 @@ def paint_pool(count: int, atlas: Tensor, sprites: int, device: str, chunk: int 
         wave = natural_noise(chunk, device).mean(1, keepdim=True)
         blend = torch.where(torch.rand(chunk, 1, 1, 1, device=device) < 0.5, torch.sigmoid((wave - 0.5) * 40), 0.0)
         mixed = one * (1 - blend) + two * blend
-        for part, sigma in ((slice(0, chunk // 4), 0.6), (slice(chunk // 4, chunk // 2), 1.5), (slice(chunk // 2, chunk * 5 // 8), 4.0)):
+        for part, sigma in (
+            (slice(0, chunk // 4), 0.6),
+            (slice(chunk // 4, chunk // 2), 1.5),
+            (slice(chunk // 2, chunk * 5 // 8), 4.0),
+        ):
             mixed[part] = blurred(mixed[part], sigma)
         pool.append(finished(mixed, device))
     return torch.cat(pool)[:count]
@@ -149,4 +162,6 @@ def pick_from(pool: Tensor, keys: Tensor, side_px: int) -> Tensor:
     theta[:, 1, 1] = zoom
     theta[:, :, 2] = shift
     grid = F.affine_grid(theta, [n, 3, side_px, side_px], align_corners=False)
-    return F.grid_sample(pool[keys % len(pool)].float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(
+        pool[keys % len(pool)].float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )

@@ -28,10 +28,18 @@ LIST = ("What objects are in the picture?", "What is in the picture?", "What is 
         "What can you see in the picture?", "What do you see?", "What does the picture show?",
         "Which objects are in the picture?", "What is in the image?", "What objects are in the image?",
         "List the objects in the picture.", "What things are in the picture?")  # fmt: skip
-DESCRIBE = ("Describe the picture.", "Describe this picture.", "Describe the image.", "Please describe the picture.",
-            "Describe this image.", "Can you describe the picture?", "Give a short description of the picture.",
-            "Write a caption for the picture.", "Describe the picture in one sentence.",
-            "Describe the image in detail.")  # fmt: skip
+DESCRIBE = (
+    "Describe the picture.",
+    "Describe this picture.",
+    "Describe the image.",
+    "Please describe the picture.",
+    "Describe this image.",
+    "Can you describe the picture?",
+    "Give a short description of the picture.",
+    "Write a caption for the picture.",
+    "Describe the picture in one sentence.",
+    "Describe the image in detail.",
+)
 BACKGROUND = ("What color is the background?", "What is the color of the background?",
               "Which color does the background have?", "What colour is the background?",
               "What is the background color?")  # fmt: skip
@@ -40,11 +48,17 @@ PATTERN = ("What pattern does the background have?", "What does the background l
 TOTAL = ("How many objects are there?", "How many objects are in the picture?", "How many things are there?",
          "How many things are in the picture?", "Count the objects.")  # fmt: skip
 SIDES = {
-    "left": ("to the left of", ("What is to the left of the {}?", "What is left of the {}?", "What is on the left of the {}?")),
-    "right": ("to the right of", ("What is to the right of the {}?", "What is right of the {}?", "What is on the right of the {}?")),
+    "left": (
+        "to the left of",
+        ("What is to the left of the {}?", "What is left of the {}?", "What is on the left of the {}?"),
+    ),
+    "right": (
+        "to the right of",
+        ("What is to the right of the {}?", "What is right of the {}?", "What is on the right of the {}?"),
+    ),
     "above": ("above", ("What is above the {}?", "What is over the {}?")),
     "below": ("below", ("What is below the {}?", "What is under the {}?", "What is beneath the {}?")),
-}  # fmt: skip
+}
 
 
 def item_name(item: Item) -> tuple[str, str]:
@@ -59,12 +73,12 @@ def item_name(item: Item) -> tuple[str, str]:
 
 
 def counted(names: tuple[str, str], count: int) -> str:
-    """"a dog", "two dogs", "no dogs"."""
+    """ "a dog", "two dogs", "no dogs"."""
     return f"{article(names[0])} {names[0]}" if count == 1 else f"{NUMBERS[count]} {names[1]}"
 
 
 def joined(parts: Sequence[str]) -> str:
-    """"a, b and c"."""
+    """ "a, b and c"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -138,10 +152,10 @@ def pick_query(scene: Scene, rng: random.Random, present: bool) -> tuple[tuple[s
             if noun.name in members and rng.random() < 0.5:
                 return (alias, plural), sum(NOUNS[other.noun].name in members for other in known)
         return (noun.name, noun.plural), sum(other.noun == item.noun for other in known)
-    return pick_absent(scene, rng, known)
+    return pick_absent(rng, known)
 
 
-def pick_absent(scene: Scene, rng: random.Random, known: list[Item]) -> tuple[tuple[str, str], int] | None:
+def pick_absent(rng: random.Random, known: list[Item]) -> tuple[tuple[str, str], int] | None:
     """Something that is not there: half the time of the same category as something that is."""
     if rng.random() < 0.12:
         color, shape = rng.choice(COLOR_NAMES), NOUNS[rng.choice(SHAPE_IDS)]
@@ -191,7 +205,7 @@ def ask_how_many(scene: Scene, rng: random.Random) -> Pair | None:
 
 
 def there_are(names: tuple[str, str], count: int) -> str:
-    """"There is one dog.", "There are no dogs."."""
+    """ "There is one dog.", "There are no dogs."."""
     return f"There is one {names[0]}." if count == 1 else f"There are {NUMBERS[count]} {names[1]}."
 
 
@@ -224,7 +238,7 @@ def ask_side(scene: Scene, rng: random.Random, side: str = "") -> Pair | None:
     phrase, forms = SIDES[side]
     candidates = singles(scene)
     if not candidates or rng.random() < 0.1:
-        query = pick_absent(scene, rng, [item for item in scene.items if item.noun != UNKNOWN])
+        query = pick_absent(rng, [item for item in scene.items if item.noun != UNKNOWN])
         if query is None or (scene.photo and rng.random() < 0.5):
             return None
         answer = NOT_SURE if scene.photo else f"There is no {query[0][0]} in the picture."
@@ -258,7 +272,10 @@ def ask_is_beside(scene: Scene, rng: random.Random) -> Pair | None:
     if answer is None:
         return None
     phrase, a, b = SIDES[side][0], NOUNS[item.noun].name, NOUNS[other.noun].name
-    return f"Is the {a} {phrase} the {b}?", f"{'Yes' if answer else 'No'}, the {a} is {'' if answer else 'not '}{phrase} the {b}."
+    return (
+        f"Is the {a} {phrase} the {b}?",
+        f"{'Yes' if answer else 'No'}, the {a} is {'' if answer else 'not '}{phrase} the {b}.",
+    )
 
 
 def third(value: float) -> int | None:
@@ -276,10 +293,15 @@ def ask_where(scene: Scene, rng: random.Random) -> Pair | None:
     row = third((item.y - 0.5) / scene.height + 0.5)
     if row is None or column is None:
         return None
-    places = (("at the top left", "at the top", "at the top right"), ("on the left", "in the middle", "on the right"),
-              ("at the bottom left", "at the bottom", "at the bottom right"))  # fmt: skip
+    places = (
+        ("at the top left", "at the top", "at the top right"),
+        ("on the left", "in the middle", "on the right"),
+        ("at the bottom left", "at the bottom", "at the bottom right"),
+    )
     name = NOUNS[item.noun].name
-    return rng.choice((f"Where is the {name}?", f"Where is the {name} in the picture?")), f"The {name} is {places[row][column]}."
+    return rng.choice(
+        (f"Where is the {name}?", f"Where is the {name} in the picture?")
+    ), f"The {name} is {places[row][column]}."
 
 
 def ask_color(scene: Scene, rng: random.Random) -> Pair | None:
@@ -307,7 +329,9 @@ def ask_category(scene: Scene, rng: random.Random) -> Pair | None:
         question = rng.choice((f"What {names[1]} are in the picture?", f"Which {names[1]} do you see?"))
         if not found:
             return question, f"There are no {names[1]} in the picture."
-        return question, f"The {names[0]} is {listing(found)}." if len(found) == 1 else f"The {names[1]} are {listing(found)}."
+        return question, f"The {names[0]} is {listing(found)}." if len(
+            found
+        ) == 1 else f"The {names[1]} are {listing(found)}."
     if form == 1:
         answer = "Yes, there is" if found else "No, there is no"
         one = f"{article(names[0])} {names[0]}"
@@ -332,11 +356,21 @@ def ask_extreme(scene: Scene, rng: random.Random) -> Pair | None:
 Asker = Callable[[Scene, random.Random], Pair | None]
 # kind -> (function, how often it is drawn)
 KINDS: dict[str, tuple[Asker, float]] = {
-    "what": (ask_what, 15), "list": (ask_list, 16), "describe": (ask_describe, 14), "background": (ask_background, 5),
-    "pattern": (ask_pattern, 3), "is there": (ask_is_there, 13), "how many": (ask_how_many, 12),
-    "total": (ask_total, 5), "side": (ask_side, 13), "is beside": (ask_is_beside, 4), "where": (ask_where, 5),
-    "color": (ask_color, 5), "category": (ask_category, 4), "extreme": (ask_extreme, 3),
-}  # fmt: skip
+    "what": (ask_what, 15),
+    "list": (ask_list, 16),
+    "describe": (ask_describe, 14),
+    "background": (ask_background, 5),
+    "pattern": (ask_pattern, 3),
+    "is there": (ask_is_there, 13),
+    "how many": (ask_how_many, 12),
+    "total": (ask_total, 5),
+    "side": (ask_side, 13),
+    "is beside": (ask_is_beside, 4),
+    "where": (ask_where, 5),
+    "color": (ask_color, 5),
+    "category": (ask_category, 4),
+    "extreme": (ask_extreme, 3),
+}
 KIND_NAMES = tuple(KINDS)
 KIND_WEIGHTS = tuple(weight for _, weight in KINDS.values())
 

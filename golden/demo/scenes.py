@@ -207,7 +207,11 @@ def pick_background(rng: random.Random, library: Library, sprites: list[int]) ->
 def jittered(rng: random.Random, color: int) -> tuple[float, float, float]:
     """A colour near the middle of a named one, 0..1."""
     red, green, blue = COLORS[COLOR_NAMES[color]]
-    gain = rng.uniform(0.88, 1.12) if COLOR_NAMES[color] not in ("white", "black", "gray") else rng.uniform(0.95, 1.05)
+    gain = (
+        rng.uniform(0.88, 1.12)
+        if COLOR_NAMES[color] not in ("white", "black", "gray")
+        else rng.uniform(0.95, 1.05)
+    )
     wobble = 14 if COLOR_NAMES[color] not in ("white", "black", "gray") else 5
     return tuple(
         min(1.0, max(0.0, (channel * gain + rng.uniform(-wobble, wobble)) / 255)) for channel in (red, green, blue)

@@ -61,7 +61,8 @@ def svg_text(body: str, width: float, height: float, outline: float, tinted: boo
     margin = 0.06 * width if outline else 0
     box = f"{-margin} {-margin} {width + 2 * margin} {height + 2 * margin}"
     color = ' color="#fff"' if tinted else ""
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}"{color}>{body}</svg>'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {spaces} viewBox="{box}"{color}>{body}</svg>'
 
 
 def render(job: tuple[Sprite, str]) -> tuple[Sprite, bytes] | None:
@@ -82,7 +83,9 @@ def render(job: tuple[Sprite, str]) -> tuple[Sprite, bytes] | None:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     sprite.width, sprite.height = size[0] / SPRITE_PX, size[1] / SPRITE_PX
     square = Image.new("RGBA", (SPRITE_PX, SPRITE_PX))
-    square.paste(image.resize(size, Image.Resampling.BICUBIC), ((SPRITE_PX - size[0]) // 2, (SPRITE_PX - size[1]) // 2))
+    square.paste(
+        image.resize(size, Image.Resampling.BICUBIC), ((SPRITE_PX - size[0]) // 2, (SPRITE_PX - size[1]) // 2)
+    )
     buffer = io.BytesIO()
     square.save(buffer, "WEBP", quality=85, alpha_quality=100, method=4)
     return sprite, buffer.getvalue()
@@ -93,7 +96,9 @@ def jobs_of(pin: dict, folder: Path) -> list[tuple[Sprite, str]]:
     nouns = read_nouns()
     icons = load_set(folder / pin["name"])
     table = noun_table(nouns, pin["name"])
-    names = {name: table[plain_name(pin["name"], name)] for name in icons if plain_name(pin["name"], name) in table}
+    names = {
+        name: table[plain_name(pin["name"], name)] for name in icons if plain_name(pin["name"], name) in table
+    }
     names |= dict.fromkeys(unknown_names(pin["name"], sorted(icons), nouns), UNKNOWN)
     jobs, seen = [], set()
     for name, noun in sorted(names.items()):

@@ -28,8 +28,17 @@ PIECES = 1536
 def stand_in_library() -> Library:
     """Every noun as one fictitious square sprite: enough to invent sentences."""
     nouns = read_nouns()
-    facts = [{"icon_set": "shapes" if not noun.icons else "any", "noun": i, "role": "train", "tinted": not noun.icons,
-              "width": 1.0, "height": 1.0} for i, noun in enumerate(nouns)]  # fmt: skip
+    facts = [
+        {
+            "icon_set": "shapes" if not noun.icons else "any",
+            "noun": i,
+            "role": "train",
+            "tinted": not noun.icons,
+            "width": 1.0,
+            "height": 1.0,
+        }
+        for i, noun in enumerate(nouns)
+    ]
     facts.append({"icon_set": "any", "noun": -1, "role": "train", "tinted": False, "width": 1.0, "height": 1.0})
     assert all(shape_polygon(shape) for shape in SHAPES)
     return Library(facts, nouns, np.ones((len(facts), len(COLOR_NAMES))))
@@ -54,11 +63,23 @@ def main() -> None:
     """Train and write the tokenizer model."""
     target = Path(sys.argv[1])
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=corpus(30000), model_prefix=str(target.with_suffix("")), vocab_size=PIECES, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, add_dummy_prefix=True, num_threads=2,
+        sentence_iterator=corpus(30000),
+        model_prefix=str(target.with_suffix("")),
+        vocab_size=PIECES,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        add_dummy_prefix=True,
+        num_threads=2,
         minloglevel=1,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

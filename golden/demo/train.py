@@ -1,4 +1,4 @@
-"""Train the demo for a fixed time on one GPU, or on several with torchrun.
+"""Train the demo for a fixed time on one GPU.
 
     python golden/demo/train.py --sprites sprites.npz --tokenizer tokenizer.model --seconds 540 --out OUT
 
@@ -94,7 +94,9 @@ class Painter:
         return pixels, patch_classes(spec, self.atlas, MAX_OBJECTS)
 
 
-def losses(model: TinyLlava, pixels: Tensor, classes: Tensor, batch: dict[str, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+def losses(
+    model: TinyLlava, pixels: Tensor, classes: Tensor, batch: dict[str, Tensor], mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the answers' tokens and of the patches' names."""
     features = model.vision(pixels)
     patch_loss = F.cross_entropy(model.patch_head(features).float().flatten(0, 1), classes.flatten())
@@ -149,11 +151,11 @@ def arguments() -> argparse.Namespace:
 
 
 class Clock:
-    """Progress 0..1 of the time budget, the same on every GPU."""
+    """Progress 0..1 of the time budget."""
 
-    def __init__(self, seconds: float, device: str) -> None:
-        """Starts when the first step is done, so that compilation does not count."""
-        self.seconds, self.device, self.start, self.progress = seconds, device, 0.0, 0.0
+    def __init__(self, seconds: float) -> None:
+        """Starts when the first steps are done, so that most of the compilation does not count."""
+        self.seconds, self.start, self.progress = seconds, 0.0, 0.0
 
     def tick(self, step: int) -> float:
         """Look at the clock every 10 steps."""
@@ -161,20 +163,18 @@ class Clock:
             self.start = time.time()
         elif step % 10 == 0 and step > 3:
             self.progress = (time.time() - self.start) / self.seconds
-            if torch.distributed.is_initialized():
-                value = torch.tensor(self.progress, device=self.device)
-                torch.distributed.broadcast(value, 0)
-                self.progress = value.item()
         return self.progress
 
 
-def train(args: argparse.Namespace, model: TinyLlava, painter: Painter, loader: Iterator[dict[str, Tensor]]) -> None:
+def train(
+    args: argparse.Namespace, model: TinyLlava, painter: Painter, loader: Iterator[dict[str, Tensor]]
+) -> None:
     """Until the time is up."""
     on_gpu = args.device == "cuda"
     optimizer = Muon(model, args.lr)
     step_losses = torch.compile(losses, dynamic=False) if on_gpu else losses
     make_mask = torch.compile(dense_mask, dynamic=False) if on_gpu else dense_mask
-    clock, step, waited = Clock(args.seconds, args.device), 0, 0.0
+    clock, step, waited = Clock(args.seconds), 0, 0.0
     while (progress := clock.tick(step)) < 1:
         before = time.time()
         batch = next(loader)
@@ -186,60 +186,54 @@ def train(args: argparse.Namespace, model: TinyLlava, painter: Painter, loader: 
             loss, patch_loss = step_losses(model, pixels, classes, batch, make_mask(batch["segments"]))
         weight = args.patch_weight[0] + (args.patch_weight[1] - args.patch_weight[0]) * min(1.0, progress / 0.7)
         (loss + weight * patch_loss).backward()
-        share_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step(rate(progress))
         model.zero_grad(set_to_none=False)
         if step % 100 == 0 or step < 3:
-            print(f"{step:6d} {progress:6.3f} loss {loss.item():.4f} patch {patch_loss.item():.4f} "
-                  f"time {time.time() - clock.start if clock.start else 0:6.1f} waited {waited:5.1f}", flush=True)  # fmt: skip
+            print(
+                f"{step:6d} {progress:6.3f} loss {loss.item():.4f} patch {patch_loss.item():.4f} "
+                f"time {time.time() - clock.start if clock.start else 0:6.1f} waited {waited:5.1f}",
+                flush=True,
+            )
         step += 1
     print(f"{step} steps of {args.batch} pictures", flush=True)
 
 
-def share_gradients(model: TinyLlava) -> None:
-    """Average the gradients of all GPUs."""
-    if torch.distributed.is_initialized():
-        flat = torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
-        torch.distributed.all_reduce(flat, torch.distributed.ReduceOp.AVG)
-        parts = flat.split([p.numel() for p in model.parameters()])
-        for p, part in zip(model.parameters(), parts, strict=True):
-            p.grad.copy_(part.view_as(p))  # type: ignore[union-attr]
+def open_data(args: argparse.Namespace, library: Library) -> Iterator[dict[str, Tensor]]:
+    """Start the workers that invent batches."""
+    data = Batches(library, args.tokenizer, args.batch, round(args.photos * args.batch), args.seed * 100)
+    options: dict = {"prefetch_factor": 4} if args.workers else {}
+    pin = args.device == "cuda"
+    return iter(
+        torch.utils.data.DataLoader(data, batch_size=None, num_workers=args.workers, pin_memory=pin, **options)
+    )
 
 
 def main() -> None:
     """Prepare, train, save, evaluate."""
     args = arguments()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     began = time.time()
     torch.set_float32_matmul_precision("high")
     pixels, facts = load_sprites(args.sprites)
     contrast = contrast_table(pixels)
-    library = Library(facts, read_nouns(), contrast)
-    data = Batches(library, args.tokenizer, args.batch, round(args.photos * args.batch), args.seed * 100 + rank)
-    loader = iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=args.workers, pin_memory=args.device == "cuda",
-                                              prefetch_factor=4 if args.workers else None))  # fmt: skip
-    if world > 1:
-        torch.cuda.set_device(rank)
-        torch.distributed.init_process_group("nccl")
+    loader = open_data(args, Library(facts, read_nouns(), contrast))
     torch.manual_seed(args.seed)
     model = TinyLlava(Config(), FIRST_NOUN_CLASS + len(read_nouns())).to(args.device)
     if args.init:
         load(model, args.init)
-    torch.manual_seed(args.seed + rank)
     painter = Painter(pixels, args.device, args.pool)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, ready after {time.time() - began:.0f} s", flush=True)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{count:,} parameters, ready after {time.time() - began:.0f} s", flush=True)
     train(args, model, painter, loader)
-    if rank == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        save(model, args.out)
-        if args.evaluate:
-            from score import evaluate_all
+    args.out.mkdir(parents=True, exist_ok=True)
+    save(model, args.out)
+    if args.evaluate:
+        from score import evaluate_all
 
-            painter.brush = Brush(False)
-
-            results = evaluate_all(model, painter, facts, contrast, WordTokenizer(args.tokenizer), args.evaluate, args.device)
-            (args.out / "scores.json").write_text(json.dumps(results, indent=1))
+        painter.brush = Brush(False)
+        tokenizer = WordTokenizer(args.tokenizer)
+        results = evaluate_all(model, painter, facts, contrast, tokenizer, args.evaluate, args.device)
+        (args.out / "scores.json").write_text(json.dumps(results, indent=1))
     print(f"done after {time.time() - began:.0f} s", flush=True)
     os._exit(0)  # the workers never end by themselves
 

@@ -59,7 +59,7 @@ class Noun:
     icons: tuple[str, ...]  # emoji names, empty for a plain shape
 
     def counted(self, count: int) -> str:
-        """"a dog", "two dogs", "an owl"."""
+        """ "a dog", "two dogs", "an owl"."""
         return f"{article(self.name)} {self.name}" if count == 1 else f"{NUMBERS[count]} {self.plural}"
 
 
@@ -75,7 +75,9 @@ def read_nouns() -> list[Noun]:
         if line and not line.startswith("#"):
             name, plural, category, icons = line.split("|")
             nouns.append(Noun(name, plural, category, tuple(icons.split(","))))
-    return nouns + [Noun(shape, f"{shape}es" if shape == "cross" else f"{shape}s", "shape", ()) for shape in SHAPES]
+    return nouns + [
+        Noun(shape, f"{shape}es" if shape == "cross" else f"{shape}s", "shape", ()) for shape in SHAPES
+    ]
 
 
 # What people also call some of the nouns; an alias may mean several nouns.
