@@ -6,7 +6,7 @@ A forward pass is written once, with lines such as
 
 A tap passes its value through. The null tap does nothing else; a :class:`Recorder` keeps a copy under
 the tap's full name, e.g. ``llm.blk.3.attn_q_rope``. Which names exist, with their shapes, is the
-registry in names.py.
+registry in taps.py.
 """
 
 from __future__ import annotations

@@ -122,6 +122,13 @@ def test_model_files_are_compared_tensor_by_tensor(files, capsys) -> None:
     assert "v.blk.3.attn_k.weight" in capsys.readouterr().out
 
 
+def test_names_from_files_do_not_command_the_terminal(tmp_path: Path, capsys) -> None:
+    np.savez(tmp_path / "a.npz", **{"\x1b[2Jx": np.ones(3)})
+    assert run("compare", tmp_path / "a.npz", tmp_path / "a.npz") == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and "\\x1b[2Jx" in text
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

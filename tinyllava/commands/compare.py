@@ -50,8 +50,13 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(as_json(comparison), ensure_ascii=False))
     else:
         for line in as_text(comparison):
-            print(line)
+            print(printable(line))
     return 0 if comparison.agrees else DIFFERENT
+
+
+def printable(line: str) -> str:
+    """A line whose control characters are spelled out: names come from files, and must not command a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def as_text(comparison: Comparison) -> Iterator[str]:

@@ -165,16 +165,19 @@ def unknown_tap(pattern: str, names: Collection[str]) -> UsageError:
 
 
 def _joined(recorder: Recorder) -> dict[str, Array]:
-    return {name: join(name, values) for name, values in recorder.values.items()}
+    """Every tap's firings as one array; the recorder is emptied on the way, so that memory holds them once."""
+    return {name: join(name, recorder.values.pop(name)) for name in list(recorder.values)}
 
 
 def join(name: str, values: list[Array]) -> Array:
     """All firings of one tap as one array: see the module's docstring."""
     entry = taps.entry(name)
-    if entry is None or name == "pixels" or name == "image_tokens":
-        return np.concatenate(values)
-    if entry.stage != "llm":
+    if entry is not None and entry.stage in ("vit", "mm"):
         return np.stack(values)  # (n_tiles, ...)
+    if len(values) == 1:
+        return values[0]
+    if entry is None or entry.stage != "llm":
+        return np.concatenate(values)  # (n_tiles | n_image_tokens, ...)
     if "m" in entry.shape:
         longest = max(value.shape[-1] for value in values)
         values = [np.pad(value, [(0, 0), (0, 0), (0, longest - value.shape[-1])]) for value in values]
