@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -361,6 +362,16 @@ def test_the_command_prints_the_walk(folder: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "tinyllava/vision/clip.py:" in out and "Language model" in out and "5x3x56x56" in out
     assert str(folder) not in out
+
+
+def test_without_options_the_demo_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    assert cli.main(["explain", "-o", str(out)]) == 0
+    assert out.stat().st_size < 500_000
+    page = Page(out.read_text(encoding="utf-8"))
+    assert page.data["answer"].strip() in capsys.readouterr().err
+    assert len(page.data["maps"]["layers"]) == len(page.data["maps"]["heads"]) == 5
+    assert not re.search(r"/(home|root|tmp|usr|work)/", page.text)
 
 
 @pytest.mark.parametrize(
