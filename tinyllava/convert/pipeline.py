@@ -52,10 +52,12 @@ def convert(settings: Settings, say: Say, progress: Progress) -> list[Written]:
     say(f"found {parts.describe()}")
     notes = refuse_unknown(parts, settings.skip_unknown)
     tower, vision, preprocessor, whence = find_tower(parts, settings)
-    say(f"vision tower: {whence}")
     check_widths(parts, tower)
     language = plan_language_model(parts.language, parts.text_config, parts.folder, settings.outtype)
+    say(f"language model: {in_words(language, parts.language['blk.0.attn_q.weight'].dtype)}")
     parameters = read_vision_parameters(tower, vision, parts.config, preprocessor, settings.folder)
+    tiles = f"tiles of {parameters.image_px} px in patches of {parameters.patch_px} px"
+    say(f"vision tower: {whence}; {tiles}, {parameters.feature_layer} of {parameters.n_layer} blocks are used")
     name = name_of(parts.folder, parts.config)
     encoder = plan_image_encoder(tower, parts.projector | parts.newline, parameters, name, settings.mmproj_outtype)
     out = settings.out or parts.folder.resolve().with_name(f"{parts.folder.resolve().name}-gguf")
@@ -63,6 +65,17 @@ def convert(settings: Settings, say: Say, progress: Progress) -> list[Written]:
     written = write_all(out, plans, parts.files, progress)
     written[-1].notes += notes
     return written
+
+
+def in_words(plan: Plan, dtype: str) -> str:
+    """``llama, 32 blocks of 4096 features, 32 heads on 8, 32064 tokens, BF16``."""
+    keys = plan.metadata
+    family = keys["general.architecture"]
+    n = {key: int(keys[f"{family}.{key}"]) for key in ("block_count", "embedding_length", "vocab_size")}
+    heads, shared = (int(keys[f"{family}.attention.head_count{end}"]) for end in ("", "_kv"))
+    size = f"{n['block_count']} blocks of {n['embedding_length']} features"
+    grouped = f"{heads} heads" if heads == shared else f"{heads} heads on {shared}"
+    return f"{family}, {size}, {grouped}, {n['vocab_size']} tokens, {dtype}"
 
 
 def find_tower(parts: Parts, settings: Settings) -> tuple[Arrays, dict[str, Any], dict[str, Any], str]:
