@@ -14,6 +14,7 @@ from golden.models import LANGUAGE, write_language_model
 from golden.pictures import picture
 
 SIZE = (56, 56)  # one tile of clip_15: nothing to resize or to pad
+SIZE_16 = (56, 100)  # two tiles of clip_16 and the overview
 IMAGE_ID = 511
 PROMPT = "hello world\n"
 PROMPT_IDS = [1, *[IMAGE_ID] * 16, 259, 300, 333]  # "<image>Hi" by the vocabulary of the golden models
@@ -60,7 +61,7 @@ def make_llama_cpp(tools: str) -> None:
         for spec in ("llama_bias", "qwen2"):
             write_language_model(folder / "model.gguf", LANGUAGE[spec])
             files[f"{spec}.txt"] = eval_callback(Path(tools), folder)
-        files |= mtmd(Path(tools), folder)
+        files |= mtmd(Path(tools), folder, "clip_15", SIZE) | mtmd(Path(tools), folder, "clip_16", SIZE_16)
     path = save_arrays("llama-cpp-dumps.npz", {key: np.frombuffer(data, np.uint8) for key, data in files.items()})
     tolerance = "5e-5 absolute, as printed; mtmd's 1e-3 of the 2-norm: patches and GELU are rounded to F16"
     record(path, "llama-cpp-dumps", versions("llama-cpp-python", "numpy"), tolerance)
@@ -76,18 +77,18 @@ def eval_callback(tools: Path, folder: Path) -> bytes:
     raise SystemExit("llama-eval-callback never wrote its whole log")
 
 
-def mtmd(tools: Path, folder: Path) -> dict[str, bytes]:
-    """The printed graph of the vision tower, and the embeddings."""
+def mtmd(tools: Path, folder: Path, spec: str, size: tuple[int, int]) -> dict[str, bytes]:
+    """The printed graph of the vision tower, and the embeddings: of tiles, those computed last."""
     from PIL import Image
 
     write_language_model(folder / "model.gguf", LANGUAGE["vicuna"])
-    write_mmproj(folder / "mmproj.gguf", VISION["clip_15"])
-    Image.fromarray(picture(*SIZE)).save(folder / "picture.png")
+    write_mmproj(folder / "mmproj.gguf", VISION[spec])
+    Image.fromarray(picture(*size)).save(folder / "picture.png")
     pair = ["-m", folder / "model.gguf", "--mmproj", folder / "mmproj.gguf", "--image", folder / "picture.png"]
     more = ["-p", "Hi", "--chat-template", "vicuna", "--no-warmup", *COMMON]
     debug = {"MTMD_DEBUG_GRAPH": "1", "MTMD_DEBUG_EMBEDDINGS": str(folder / "embeddings")}
     log = run([tools / "llama-mtmd-cli", *pair, *more], debug)
-    return {"mtmd.txt": log, "mtmd.embeddings": (folder / "embeddings").read_bytes()}
+    return {f"{spec}.txt": log, f"{spec}.embeddings": (folder / "embeddings").read_bytes()}
 
 
 def run(command: list[Any], more: dict[str, str] | None = None) -> bytes:

@@ -72,15 +72,27 @@ def test_llama_eval_callback_agrees_at_every_tap(pairs, llama_cpp: Path, model: 
 
 def test_mtmds_graph_and_embeddings_agree_with_its_profile(pairs, llama_cpp: Path) -> None:
     trace = from_trace(picture_trace(pairs, "mtmd"))
-    graph = compare_dumps(trace, open_dump(llama_cpp / "mtmd.txt"))
+    graph = compare_dumps(trace, open_dump(llama_cpp / "clip_15.txt"))
     assert graph.agrees, graph.first
     assert {"vit.pre_ln", "vit.blk.1.l_out", "vit.features", "mm.0.act", "mm.1.linear"} <= set(rows(graph))
-    embeddings = compare_dumps(trace, open_dump(llama_cpp / "mtmd.embeddings"))
+    embeddings = compare_dumps(trace, open_dump(llama_cpp / "clip_15.embeddings"))
     assert embeddings.agrees and [row.name for row in embeddings.rows] == ["image_tokens"]
 
 
+def test_mtmd_encodes_the_overview_after_its_tiles(pairs, llama_cpp: Path) -> None:
+    """Our taps see it first, so tiles are turned round; the raw embeddings are the overview's alone."""
+    llava = pairs.load(None, "clip_16", compat="mtmd")
+    trace = from_trace(llava.trace(images=[pairs.picture(56, 100)]))
+    graph = compare_dumps(trace, open_dump(llama_cpp / "clip_16.txt"))
+    assert graph.agrees, graph.first
+    assert len(graph.rows) == 41 and graph.rows[0].shape == (3, 17, 96)
+    embeddings = compare_dumps(trace, open_dump(llama_cpp / "clip_16.embeddings"))
+    assert embeddings.agrees and embeddings.rows[0].shape == (16, 256)
+    assert trace.values["image_tokens"].load().shape == (48, 256)
+
+
 def test_mtmds_known_differences_are_named_where_they_begin(pairs, llama_cpp: Path) -> None:
-    comparison = compare_dumps(from_trace(picture_trace(pairs)), open_dump(llama_cpp / "mtmd.txt"))
+    comparison = compare_dumps(from_trace(picture_trace(pairs)), open_dump(llama_cpp / "clip_15.txt"))
     first = comparison.first
     assert first is not None and first.name == "vit.pre_ln" and "class_token" in first.known
     explained = {row.name: row.known for row in comparison.rows}
@@ -134,7 +146,7 @@ def test_a_difference_where_nothing_is_printed_shows_in_the_sum(pairs, llama_cpp
 
 
 def test_tiles_that_are_printed_one_after_the_other_are_stacked(llama_cpp: Path, tmp_path: Path) -> None:
-    text = (llama_cpp / "mtmd.txt").read_text()
+    text = (llama_cpp / "clip_15.txt").read_text()
     one, two = dump_of(text, tmp_path), tmp_path / "two.txt"
     two.write_text(text + text)
     value = open_dump(two).values["vit.blk.0.l_out"]

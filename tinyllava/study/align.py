@@ -27,6 +27,7 @@ def align(name: str, a: Dump, b: Dump) -> tuple[Seen, Seen]:
     entry = taps.entry(name)
     if entry is not None:
         x, y = _our_layout(x, a, b, entry, y.shape), _our_layout(y, b, a, entry, x.shape)
+        x, y = _overview_alone(x, y, a, entry), _overview_alone(y, x, b, entry)
         x, y = _same_rows(x, y, a, b, entry)
     if x.where is None and y.where is None and x.shape != y.shape and _splits(x.shape, y.shape):
         y = Seen(y.values.reshape(x.shape), x.shape)  # heads side by side, or apart
@@ -50,6 +51,8 @@ def _squeeze(x: Seen) -> Seen:
 
 def _our_layout(x: Seen, own: Dump, other: Dump, entry: taps.Entry, shape: tuple[int, ...]) -> Seen:
     """transformers' array as ours; others are so already. ``shape``: the other side's, which shows the heads."""
+    if own.program == "llama.cpp" and other.is_trace and entry.stage in ("vit", "mm"):
+        return _overview_first(x, other)
     if own.program != "transformers" or other.program == "transformers" or x.where is not None:
         return x
     values = x.values
@@ -58,6 +61,29 @@ def _our_layout(x: Seen, own: Dump, other: Dump, entry: taps.Entry, shape: tuple
     if entry.order == "turned" and _rope_kind(other) == "norm" and len(shape) == 3:
         values = pairs_from_halves(values, n_head=shape[1])
     return Seen(values, values.shape)
+
+
+def _overview_first(x: Seen, trace: Dump) -> Seen:
+    """llama-mtmd-cli encodes a picture's overview after its tiles; our taps see it before them."""
+    order: list[int] = []
+    for picture in trace.settings.get("pictures", []):
+        start, n = len(order), picture["n_tiles"]
+        order += [start + n - 1, *range(start, start + n - 1)]
+    if len(order) < 2 or x.shape[0] != len(order) or (x.where is not None and len(x.where[0]) != len(order)):
+        return x
+    return Seen(x.values[order], x.shape, x.where)
+
+
+def _overview_alone(x: Seen, other: Seen, own: Dump, entry: taps.Entry) -> Seen:
+    """Of a picture's tokens the overview's, where MTMD_DEBUG_EMBEDDINGS kept only what was encoded last."""
+    pictures = own.settings.get("pictures", [])
+    if entry.name != "image_tokens" or x.shape == other.shape or len(pictures) != 1:
+        return x
+    n = pictures[0]["tile_patches"] ** 2
+    if other.shape[0] != n:
+        return x
+    rows = slice(-n, None) if pictures[0].get("overview") == "last" else slice(n)
+    return Seen(x.values[rows], (n, *x.shape[1:]))
 
 
 def _rope_kind(dump: Dump) -> str:

@@ -47,7 +47,15 @@ ONLY_16 = {
     "pinpoint_order", "size_precision", "small_pictures", "tiles_of_flat_files", "anyres_resample",
     "anyres_pad_colour", "overview", "merge", "unpad_rounding",
 }  # fmt: skip
-DECIDES = {"blocks": "n_block", "post_norm": "post_norm"}  # what a choice comes to for a certain file
+_TILES, _TOKENS = ("resized", "resolution", "grid"), ("merge", "unpadded", "n_tokens")
+PLANNED = {  # what each choice decides in a picture's plan
+    "pinpoint_order": _TILES,
+    "size_precision": _TILES,
+    "tiles_of_flat_files": _TILES,
+    "merge": _TOKENS,
+    "unpad_rounding": _TOKENS,
+    "overview": ("overview",),
+}
 Place = tuple[int, int, int]
 _PROFILE_OF = {"transformers": "hf", "llama.cpp": "mtmd"}  # who wrote a dump without settings
 
@@ -82,10 +90,17 @@ def _matters(field: str, a: Dump, b: Dump) -> bool:
         colours = [choices(dump)["pad_colour"] for dump in (a, b)]
         mean = [int(255 * value) for value in vit["mean"]]
         return [_plain(c) if c != "mean" else mean for c in colours] != [mean, mean]
-    decided = DECIDES.get(field)
-    if decided is not None and a.is_trace and b.is_trace:
-        return bool(a.settings.get("vit", {}).get(decided) != b.settings.get("vit", {}).get(decided))
-    return True
+    if field == "small_pictures":
+        return any(max(picture["size"]) <= picture["tile_px"] for picture in settings.get("pictures", []))
+    return not (a.is_trace and b.is_trace) or _decided(field, a.settings) != _decided(field, b.settings)
+
+
+def _decided(field: str, settings: dict[str, Any]) -> Any:
+    """What a choice comes to for a trace's file and pictures; the field itself where nothing tells."""
+    if field in ("blocks", "post_norm"):
+        return settings.get("vit", {}).get({"blocks": "n_block"}.get(field, field))
+    keys = PLANNED.get(field)
+    return [[p[key] for key in keys] for p in settings.get("pictures", [])] if keys else settings["profile"][field]
 
 
 def explaining(name: str, after: Place, fields: dict[str, tuple[Any, Any]]) -> list[str]:
