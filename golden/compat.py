@@ -49,3 +49,24 @@ def digest(tiles: Tiles) -> bytes:
 def wanted(every: dict[str, int], spec: str, index: int) -> bool:
     """Whether the picture of that index is one of those stored."""
     return spec in every and index % every[spec] == 0
+
+
+# ---- answers
+
+ANSWER_TOKENS = 32
+# (vision spec, picture size, question); the language model is golden "vicuna"
+RANDOM_ANSWERS = [
+    (spec, size, question)
+    for spec in ("clip_15", "clip_16")
+    for size in ((100, 60), (57, 333), (40, 30))
+    for question in ("What is it?", "Where is the cat, and why?")
+]
+# (picture of demo/scenes, question), for the embedded pair
+DEMO_ANSWERS = [
+    ("00.png", "What is this?"),
+    ("03.png", "What objects are in the picture?"),
+    ("22.png", "Describe the picture."),
+    ("31.png", "What color is the background?"),
+    ("45.png", "What is in the picture?"),
+    ("52.png", "What objects are in the picture?"),
+]

@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "compat-hf": ("compat_hf", "make_compat", ()),
     "compat-llava-cli": ("compat_cli", "make_compat", ("library",)),
     "compat-mtmd": ("compat_mtmd", "make_compat", ()),
+    "answers-llava-cli": ("compat_answers", "make_cli", ("program",)),
+    "answers-mtmd": ("compat_answers", "make_mtmd", ()),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }
 
