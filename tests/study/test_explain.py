@@ -206,6 +206,16 @@ def test_places_in_the_code_are_where_the_step_is(explained: Explanation) -> Non
         assert any(row.line in lines_of for lines_of in functions), row.place
 
 
+def test_the_walk_on_the_page_is_the_walk(explained: Explanation) -> None:
+    page = Page(render(explained))
+    cells = [attributes["data-label"] for attributes in page.all("td") if "data-label" in attributes]
+    assert len(cells) == 5 * len(explained.walk)
+    for row in explained.walk:
+        shape, ms = " × ".join(map(str, row.shape)), f"{1e3 * row.seconds:.2f}"
+        parameters = f"{row.parameters:,}" if row.parameters else ""
+        assert f"{row.place} in {row.function}{row.source}{shape}{row.times}{parameters}{ms}" in page.text
+
+
 def test_a_prompt_in_pieces_tells_the_same(folder: Path) -> None:
     whole = make(folder)
     llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_15.gguf", backend="numpy", n_batch=7)
@@ -381,6 +391,7 @@ def test_without_options_the_demo_explains_itself(tmp_path: Path, capsys: pytest
         (["-p", "?", "-o", "x.html", "--text"], "-o/--output"),
         (["-p", "?", "--image", "SAME"], "2 pictures; wanted one picture"),
         (["-p", "?", "--max-layers", "3"], "not an option"),
+        (["-p", "?", "--json"], "given to explain"),
     ],
 )
 def test_what_cannot_be_explained_is_said_in_a_line(

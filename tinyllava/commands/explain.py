@@ -37,6 +37,9 @@ def main(words: Sequence[str]) -> int:
     report.ignored(arguments)
     if arguments.text and arguments.output is not None:
         raise UsageError("-o/--output", "given with --text", wanted="one of the two")
+    for option in ("json", "verbose_prompt"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option.replace('_', '-')}", "given to explain", wanted="-o or --text")
     output = arguments.output or Path("report.html")
     if not arguments.text and not output.parent.is_dir():
         raise FileError(output, "there is no such directory to write to", hint="Make it first")

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from tinyllava.study.explain import Explanation
 
 
-HEADINGS = '<th scope="col">step and line of code</th><th scope="col">comes out</th>' + "".join(
-    f'<th scope="col" class="num">{name}</th>' for name in ("runs", "parameters", "ms", "ms a token")
+COLUMNS = ("comes out", "runs", "parameters", "ms", "ms a token")
+HEADINGS = '<th scope="col">step and line of code</th>' + "".join(
+    f'<th scope="col" class="{"num" if i else ""}">{name}</th>' for i, name in enumerate(COLUMNS)
 )
 
 
@@ -68,14 +69,19 @@ def _track(share: float) -> str:
 
 
 def _row(row: Row) -> str:
-    each = "" if row.seconds_each is None else f"{1e3 * row.seconds_each:.3f}"
-    return (
-        f"<tr><td>{escape(row.title)}<code>{escape(row.place)} in {escape(row.function)}</code>"
-        f"<code>{escape(row.source)}</code></td>"
-        f'<td class="mono">{shape_text(row.shape)}</td><td class="num">{row.times}</td>'
-        f'<td class="num">{f"{row.parameters:,}" if row.parameters else ""}</td>'
-        f'<td class="num">{1e3 * row.seconds:.2f}</td><td class="num">{each}</td></tr>'
+    step = f"{escape(row.title)}<code>{escape(row.place)} in {escape(row.function)}</code>"
+    values = (
+        shape_text(row.shape),
+        str(row.times),
+        f"{row.parameters:,}" if row.parameters else "",
+        f"{1e3 * row.seconds:.2f}",
+        "" if row.seconds_each is None else f"{1e3 * row.seconds_each:.3f}",
     )
+    cells = (
+        f'<td class="{"num" if i else "mono"}" data-label="{name}">{value}</td>'
+        for i, (name, value) in enumerate(zip(COLUMNS, values, strict=True))
+    )
+    return f"<tr><td>{step}<code>{escape(row.source)}</code></td>{''.join(cells)}</tr>"
 
 
 # ---- numbers for people
