@@ -23,12 +23,13 @@ from tinyllava.errors import UsageError
 from tinyllava.files.gguf import n_parameters, open_gguf
 from tinyllava.files.gguf_write import NewTensor, copy_metadata, write_gguf
 from tinyllava.generate import Stream
-from tinyllava.study.explain import Explanation, explain
+from tinyllava.study.explain import Explanation, explain, steady
 from tinyllava.study.explain_colour import TO_CONES, TO_RGB, ramp
-from tinyllava.study.explain_figures import compose
+from tinyllava.study.explain_figures import compose, tick_places
 from tinyllava.study.explain_maps import NOWHERE, choose_maps, make_panels, quantise, token_of_patch
-from tinyllava.study.explain_page import as_json, first_shown, render, write_page
+from tinyllava.study.explain_page import as_json, first_shown, render, visible, write_page
 from tinyllava.study.explain_walk import HOME, PARTS, canonical, make_walk
+from tinyllava.study.explain_watch import Event
 from tinyllava.text.sampling import Sampling, softmax
 from tinyllava.trace import Recorder
 from tinyllava.vision.anyres import merge
@@ -226,6 +227,28 @@ def test_a_prompt_in_pieces_tells_the_same(folder: Path) -> None:
     ]
     by_tap = {row.tap: row.shape for row in pieces.walk}
     assert by_tap["llm.inp_embd"] == (whole.plan.prompt_tokens, 256)
+
+
+def test_times_are_medians_of_runs_that_went_alike() -> None:
+    def run(*seconds: float, names: str = "ab") -> list[Event]:
+        code = render.__code__
+        return [Event("prompt", name, (1,), s, code, 1) for name, s in zip(names, seconds, strict=True)]
+
+    looked_at = Event("prompt", "llm.blk.0.attn_weights", (1,), 9.0, render.__code__, 1)
+    other = run(7, 7, names="ac")
+    first, second = steady([[*run(5, 1), looked_at], run(2, 3), run(3, 8), other])
+    assert (first.seconds, second.seconds) == (3, 3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 12, 24, 48, 72])
+def test_axes_number_their_ends_and_not_too_many_between(n: int) -> None:
+    places = tick_places(n)
+    assert places[0] == 0 and places[-1] == n - 1 and len(places) <= 10
+    assert n <= 8 or min(np.diff(places)) > 1
+
+
+def test_what_cannot_be_seen_is_spelled_out() -> None:
+    assert visible(" a\n\t\x1b\u202e") == "␣a⏎⇥\\x1b\\x202e"
 
 
 # ---- maps lie where the picture is

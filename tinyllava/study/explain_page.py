@@ -37,6 +37,7 @@ NOTES = (
     "stand for more than what is drawn there.",
     "Probabilities are the softmax of the model’s logits, before temperature and the other sampling settings.",
     "The logit lens reads middle layers with a head that was trained for the last one only.",
+    "Times are medians: over five runs (one, for a large model), and over the tokens of the answer.",
     "Attention is stored in 256 steps of each map’s own peak.",
 )  # fmt: skip
 
