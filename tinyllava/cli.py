@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": "show what happens inside, as a page to look at",
     "trace": "record what passes through the models",
     "compare": "find where two runs, or two model files, part ways",
+    "bench": "measure speed, beside another program if there is one",
     "convert": "convert a LLaVA checkpoint to GGUF",
     "quantize": "write a model file in fewer bits",
     "surgery": "take projector and vision tower out of a checkpoint (a step of the old guide)",
