@@ -1,13 +1,10 @@
-"""`tinyllava explain`: what the page says is what happened, and nothing in it can break out of its place."""
+"""`tinyllava explain`: what it says is what happened."""
 
 from __future__ import annotations
 
 import ast
 import base64
-import json
 import re
-import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +13,16 @@ import pytest
 from PIL import Image
 
 import tinyllava
-from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
 from golden.pictures import picture
+from tests.study.explained import Page, make, make_files
 from tinyllava import cli
 from tinyllava.errors import UsageError
 from tinyllava.files.gguf import n_parameters, open_gguf
-from tinyllava.files.gguf_write import NewTensor, copy_metadata, write_gguf
 from tinyllava.generate import Stream
 from tinyllava.study.explain import Explanation, explain, steady
-from tinyllava.study.explain_colour import TO_CONES, TO_RGB, ramp
-from tinyllava.study.explain_figures import compose, tick_places
+from tinyllava.study.explain_figures import compose
 from tinyllava.study.explain_maps import NOWHERE, choose_maps, make_panels, quantise, token_of_patch
-from tinyllava.study.explain_page import as_json, first_shown, render, visible, write_page
+from tinyllava.study.explain_page import render
 from tinyllava.study.explain_walk import HOME, PARTS, canonical, make_walk
 from tinyllava.study.explain_watch import Event
 from tinyllava.text.sampling import Sampling, softmax
@@ -35,74 +30,12 @@ from tinyllava.trace import Recorder
 from tinyllava.vision.anyres import merge
 from tinyllava.vision.clip import split_patches
 
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
 GREEDY = Sampling(temperature=0.0)
-
-
-class Page(HTMLParser):
-    """A parsed page: its elements in order, the text of scripts, and all other text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self._inside = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag in ("script", "style"):
-            self._inside = tag
-            self.scripts += [""] if tag == "script" else []
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = "" if tag == self._inside else self._inside
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.scripts[-1] += data
-        elif not self._inside:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def data(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.scripts[0])
-        return found
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("explain")
-    write_language_model(path / "vicuna.gguf", LANGUAGE["vicuna"])
-    for name in ("clip_15", "clip_16"):
-        write_mmproj(path / f"{name}.gguf", VISION[name])
-    Image.fromarray(picture(100, 60)).save(path / "picture.png")
-    make_evil(path / "vicuna.gguf", path / "evil.gguf")
-    return path
-
-
-def make_evil(source: Path, target: Path) -> None:
-    """A model whose name and whose every second token is markup."""
-    with open_gguf(source) as file:
-        metadata = copy_metadata(file)
-        tokens = list(file.metadata["tokenizer.ggml.tokens"])
-        metadata["general.name"] = EVIL
-        metadata["tokenizer.ggml.tokens"] = [
-            f"{EVIL}{i}" if i > 260 and i % 2 else token for i, token in enumerate(tokens)
-        ]
-        tensors = [NewTensor(t.name, t.shape, t.type, lambda t=t: [t.raw]) for t in file.tensors.values()]
-        write_gguf(target, metadata, tensors)
-
-
-def make(folder: Path, vision: str = "clip_15", model: str = "vicuna", **settings: Any) -> Explanation:
-    llava = tinyllava.load(folder / f"{model}.gguf", folder / f"{vision}.gguf", backend="numpy")
-    question = settings.pop("question", "What is this?")
-    return explain(llava, question, folder / "picture.png", **{"max_tokens": 8, **settings})
+    return make_files(tmp_path_factory.mktemp("explain"))
 
 
 @pytest.fixture(scope="module", params=["clip_15", "clip_16"])
@@ -240,17 +173,6 @@ def test_times_are_medians_of_runs_that_went_alike() -> None:
     assert (first.seconds, second.seconds) == (3, 3)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 12, 24, 48, 72])
-def test_axes_number_their_ends_and_not_too_many_between(n: int) -> None:
-    places = tick_places(n)
-    assert places[0] == 0 and places[-1] == n - 1 and len(places) <= 10
-    assert n <= 8 or min(np.diff(places)) > 1
-
-
-def test_what_cannot_be_seen_is_spelled_out() -> None:
-    assert visible(" a\n\t\x1b\u202e") == "␣a⏎⇥\\x1b\\x202e"
-
-
 # ---- maps lie where the picture is
 
 
@@ -316,64 +238,6 @@ def test_quantising_keeps_the_peak() -> None:
     assert peaks.tolist() == [np.float32(0.2), 0.0]
 
 
-# ---- the page
-
-
-def test_nothing_from_prompt_tokens_or_metadata_breaks_out(folder: Path, tmp_path: Path) -> None:
-    e = make(folder, model="evil", question=f"What is {EVIL}?", max_tokens=24)
-    assert any("<script>" in step.chosen.text for step in e.tokens), "the test needs such a token"
-    write_page(tmp_path / "report.html", e)
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert len(page.scripts) == 2 and "alert(1)" not in page.scripts[1]
-    assert "<" not in page.scripts[0]
-    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
-    assert EVIL in page.text and EVIL in page.data["question"]
-    assert {a.get("src", "data:") for a in page.all("img")} == {"data:,"}
-    assert f"What is {EVIL}?"[:60] in page.text  # the title
-
-
-def test_json_in_the_page_cannot_end_its_element() -> None:
-    text = as_json({"<!--<script>": "</script>\u2028&"})
-    assert not set(text) & set("<>&\u2028")
-    assert json.loads(text) == {"<!--<script>": "</script>\u2028&"}
-
-
-def test_the_page_needs_nothing_else(explained: Explanation) -> None:
-    html = render(explained)
-    page = Page(html)
-    assert "http" not in html.replace("http-equiv", "") and "@import" not in html and "url(" not in html
-    for _, attributes in page.elements:
-        for name in ("src", "href"):
-            assert attributes.get(name, "#").startswith(("data:", "#"))
-    assert "default-src 'none'" in page.all("meta")[4]["content"]
-    assert all(word in html for word in ("prefers-color-scheme: dark", "prefers-reduced-motion"))
-    assert "width=device-width" in html
-    assert len(html.encode()) < 2_000_000
-
-
-def test_pictures_have_texts_and_choices_have_names(explained: Explanation) -> None:
-    page = Page(render(explained))
-    drawings = [a for a in page.all("svg") if a.get("aria-hidden") != "true"]
-    assert len(drawings) == (5 if len(explained.panels) == 1 else 7)
-    assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
-    assert all("alt" in a for a in page.all("img"))
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids))
-    used = [a["href"][1:] for a in page.all("use")] + [a["href"][1:] for a in page.all("a")]
-    assert set(used) <= set(ids)
-    assert len(page.all("input")) == len(explained.tokens) + 1
-    assert sum("checked" in a for a in page.all("input")) == 1
-
-
-def test_the_colour_scale_is_even_and_gets_lighter() -> None:
-    colours = ramp() / 255.0
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    lab = np.cbrt(linear @ np.linalg.inv(TO_RGB).T) @ np.linalg.inv(TO_CONES).T
-    assert (np.diff(lab[::4, 0]) > 0).all()
-    steps = np.linalg.norm(np.diff(lab[::8], axis=0), axis=1)
-    assert steps.max() / steps.min() < 1.25  # 8 bits alone make a tenth of that
-
-
 # ---- the command
 
 
@@ -437,62 +301,3 @@ def test_one_picture_is_wanted(folder: Path) -> None:
 def test_no_walk_without_events(folder: Path) -> None:
     llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_15.gguf", backend="numpy")
     assert make_walk([], llava) == []
-
-
-# ---- in a browser
-
-DRIVER = """
-const seen = [];
-const note = () => seen.push([document.body.dataset.shown, document.getElementById("heat-0").getAttribute("href")]);
-const set = (id, value) => { const e = document.getElementById(id); e.value = value; e.dispatchEvent(new Event("change", {bubbles: true})); };
-note();
-set("layer", "1"); note();
-set("head", "2"); note();
-set("scale", "all"); note();
-document.querySelector("#film input:not(:checked)").click(); note();
-document.querySelectorAll("#grid button")[0].click(); note();
-document.querySelector("table.lens td[data-token='1']").click(); note();
-document.getElementById("panel-0").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"}));
-seen.push(document.getElementById("readout").textContent);
-document.body.dataset.seen = JSON.stringify(seen);
-"""  # noqa: E501
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("vision", ["clip_15", "clip_16"])
-def test_selectors_work_in_a_browser_without_errors(vision: str, folder: Path, tmp_path: Path) -> None:
-    e = make(folder, vision)
-    page = Page(browse(render(e), tmp_path))
-    errors = next(a for a in page.all("p") if a.get("id") == "errors")
-    assert "hidden" in errors
-    *steps, readout = json.loads(page.all("body")[0]["data-seen"])
-    first = first_shown(e.tokens)
-    other = 0 if first else 1
-    assert [shown for shown, _ in steps] == [
-        f"{first},0,0,own", f"{first},1,0,own", f"{first},1,2,own", f"{first},1,2,all", f"{other},1,2,all",
-        f"{other},0,0,all", "1,0,0,all",
-    ]  # fmt: skip
-    maps = [href for _, href in steps]
-    assert all(href.startswith("data:image/png") for href in maps)
-    assert len(set(maps[:3])) == 3 and maps[4] != maps[3]
-    assert readout.startswith("Row ")
-
-
-def browse(html: str, folder: Path) -> str:
-    """The page after Chromium has run it, and DRIVER after it; skips where there is no Chromium."""
-    import hashlib
-    import subprocess
-
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    chromium = next(filter(None, map(shutil.which, names)), None)
-    if chromium is None:
-        pytest.skip("needs Chromium")
-    allowed = base64.b64encode(hashlib.sha256(DRIVER.encode()).digest()).decode()
-    html = html.replace("script-src ", f"script-src 'sha256-{allowed}' ")
-    html = html.replace("</body>", f"<script>{DRIVER}</script></body>")
-    (folder / "page.html").write_text(html, encoding="utf-8")
-    flags = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-        --disable-component-update --disable-sync --dump-dom""".split()
-    line = [chromium, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
-    done = subprocess.run(line, capture_output=True, timeout=120, check=True)
-    return done.stdout.decode()
