@@ -70,3 +70,17 @@ DEMO_ANSWERS = [
     ("45.png", "What is in the picture?"),
     ("52.png", "What objects are in the picture?"),
 ]
+# Token ids around a picture (IMAGE) for the two implementations on PyTorch, whatever they mean.
+IMAGE = -200
+TORCH_PROMPTS = ([1, 300, 290, IMAGE, 310, 320, 305, 288], [1, 278, IMAGE, 412, 99, 7])
+TORCH_SIZES = ((100, 60), (57, 333), (40, 30))
+# Questions in transformers' wording, for the ids of a real vocabulary. None has two spaces together: see
+# "space-runs" in known_differences.toml.
+HUB_QUESTIONS = (
+    "What is in this picture?",
+    "Describe the image.\nBe brief.",
+    " a space and a tab\t",
+    "Où est le chat ? 🙂",
+    "图片里有什么？",
+    "",
+)

@@ -38,6 +38,9 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "compat-mtmd": ("compat_mtmd", "make_compat", ()),
     "answers-llava-cli": ("compat_answers", "make_cli", ("program",)),
     "answers-mtmd": ("compat_answers", "make_mtmd", ()),
+    "answers-llava": ("torch_answers", "make_original", ()),
+    "answers-hf": ("torch_answers", "make_hf", ()),
+    "hub-prompts": ("torch_answers", "make_hub_ids", ("tokenizer_model",)),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }
 

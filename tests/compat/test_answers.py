@@ -1,19 +1,24 @@
-"""Prompts and greedy answers of 32 tokens by the profiles llava-cli and mtmd, against those programs."""
+"""Prompts and greedy answers of 32 tokens by each profile, against the implementation that it stands for."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import tinyllava
-from golden.compat import ANSWER_TOKENS, DEMO_ANSWERS, RANDOM_ANSWERS, SPECS
+from golden.compat import ANSWER_TOKENS, DEMO_ANSWERS, IMAGE, RANDOM_ANSWERS, SPECS, TORCH_PROMPTS
 from golden.models import LANGUAGE, write_language_model, write_mmproj
 from golden.pictures import picture
-from golden.pruned import load_json
+from golden.pruned import load, load_json
+from tinyllava.generate import Stream
 from tinyllava.llava import LLaVA
-from tinyllava.text.prompt import ImageSlot
+from tinyllava.profile import PROFILES
+from tinyllava.text.prompt import ImageSlot, build, encode_prompt, template_for
+from tinyllava.text.sampling import Sampling
+from tinyllava.text.tokenizer import Tokenizer
 from tinyllava.vision.image import Source
 
 CLI = load_json("answers-llava-cli.json.gz")
@@ -66,3 +71,44 @@ def test_mtmd_reads_the_same_prompt_and_answers_the_same(key: str, folder: Path)
 def _one_mark(ids: list[int]) -> list[int]:
     """The same ids with one -1 for all the pieces of a picture."""
     return [i for n, i in enumerate(ids) if i != -1 or ids[n - 1] != -1]
+
+
+# ---- the two implementations on PyTorch: token ids in, token ids out
+
+TORCH = {name: load_json(f"answers-{name}.json.gz") for name in ("llava", "hf")}
+
+
+@pytest.mark.parametrize("name, key", [(name, key) for name, answers in TORCH.items() for key in answers])
+def test_the_same_tokens_follow_the_same_ids(name: str, key: str, folder: Path) -> None:
+    spec, size, prompt = key.split("|")
+    ids = TORCH_PROMPTS[int(prompt)]
+    at = ids.index(IMAGE)
+    llava = tinyllava.load(folder / "vicuna.gguf", folder / f"{spec}.gguf", backend="numpy", compat=name)
+    rgb = Image.fromarray(picture(*map(int, size.split("x"))))
+    plan = llava.plan("<image>x", [rgb], max_tokens=ANSWER_TOKENS)
+    plan = replace(plan, parts=(ids[:at], ImageSlot(0), ids[at + 1 :]), stop_texts=())
+    stream = Stream(llava, plan, Sampling(temperature=0.0), lambda *_: None)
+    for _ in stream:
+        pass
+    theirs = TORCH[name][key]
+    ends = [i for i, token in enumerate(theirs) if token in llava.tokenizer.end_ids]
+    assert stream.result.tokens == theirs[: ends[0] if ends else None]
+
+
+def test_there_are_enough_of_them() -> None:
+    for answers in TORCH.values():
+        assert len(answers) >= 8
+        assert {key.split("|")[0] for key in answers} == {"clip_15", "clip_16"}
+
+
+@pytest.mark.parametrize("case", load_json("hub-prompts.json.gz"), ids=lambda case: case[0][:10])
+def test_transformers_prompts_have_its_ids(case: tuple[str, list[int]]) -> None:
+    question, theirs = case
+    vocabulary = load("mistral-spm")
+    lists = ("tokens", "token_type", "scores", "merges")
+    keys = vocabulary.scalars | {key: getattr(vocabulary, key) for key in lists}
+    tokenizer = Tokenizer.from_metadata({f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    parts = build(template_for("vicuna", PROFILES["hf"].wording), question)
+    encoded = encode_prompt(parts, tokenizer, PROFILES["hf"].space_prefix)
+    ours = [id for part in encoded for id in ([IMAGE] if isinstance(part, ImageSlot) else part)]
+    assert ours == [tokenizer.bos_id, *theirs]

@@ -1,0 +1,252 @@
+"""Known differences between implementations: measure each, and show all as a table.
+
+    python -m golden.differences measure [--no-answers]    writes the figures into known_differences.toml
+    python -m golden.differences table                     prints the README's table
+"""
+
+import argparse
+import io
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomllib  # Python 3.11
+from PIL import Image
+
+from golden.clip_models import VISION, write_mmproj
+from golden.pictures import picture
+from tinyllava import demo, load
+from tinyllava.files.gguf import open_gguf
+from tinyllava.llava import LLaVA, VisionModel
+from tinyllava.profile import LLAVA, PROFILES, Profile
+from tinyllava.vision.clip import VisionConfig, load_vision
+from tinyllava.vision.projector import load_projector
+
+FOLDER = Path(__file__).parent
+FILE = FOLDER / "known_differences.toml"
+SCENES = FOLDER / "demo" / "scenes"
+SIZES = [(56, 56), (40, 30), (30, 40), (100, 60), (113, 57), (200, 150), (333, 77), (77, 333), (640, 480)]
+QUESTIONS_A_SCENE = 2
+MAX_TOKENS = 32
+TEXT = ("wording", "templates", "space_prefix", "stop_texts")  # choices that do not reach the embeddings
+ROTATED = 6  # EXIF's mark of a picture to be turned by 90 degrees
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What flipping one choice changes."""
+
+    effect: float | None = None
+    tokens: tuple[int, int] | None = None
+    answers: float | None = None
+    right: float | None = None
+
+
+def read() -> dict[str, Any]:
+    """The whole file: "demo", and "difference", a list."""
+    return tomllib.loads(FILE.read_text())
+
+
+def flipped(difference: dict[str, Any]) -> Profile:
+    """The original's profile with one choice changed."""
+    value = difference["flip"]
+    return replace(LLAVA, **{difference["choice"]: tuple(value) if isinstance(value, list) else value})
+
+
+# ---- models and pictures
+
+
+@lru_cache(None)
+def original(model: str) -> LLaVA:
+    """A model with all of the original's choices; random towers come without a language model."""
+    if model == "demo":
+        return load()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mmproj.gguf"
+        write_mmproj(path, VISION[model])
+        return load(mmproj=path, backend="numpy")
+
+
+def with_choices(model: str, profile: Profile) -> LLaVA:
+    """The same model by another profile. The random towers are built again, since their file is gone."""
+    base = original(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = demo.MMPROJ
+        if model != "demo":
+            path = Path(folder) / "mmproj.gguf"
+            write_mmproj(path, VISION[model])
+        file = open_gguf(path)
+        config = VisionConfig.from_gguf(file, profile)
+        tower, projector = load_vision(file, config, base.ops), load_projector(file, config, base.ops)
+        eye = VisionModel(file.path, config, tower, projector)
+        return LLaVA(base.ops, profile, text=base.text, vision=eye)
+
+
+def pictures(model: str, marked: bool) -> Iterator[Any]:
+    """The pictures on which a model's embeddings are measured; ``marked``: as a camera held upright saves them."""
+    if model == "demo":
+        images = [Image.open(SCENES / scene["file"]).convert("RGB") for scene in scenes()]
+    else:
+        images = [Image.fromarray(picture(*size)) for size in SIZES]
+    for image in images:
+        buffer = io.BytesIO()
+        exif = Image.Exif()
+        if marked:
+            exif[0x0112] = ROTATED
+        image.save(buffer, "PNG", exif=exif)
+        yield buffer.getvalue()
+
+
+@lru_cache(None)
+def scenes() -> list[dict[str, Any]]:
+    """The demo's test pictures, with questions and answers."""
+    return json.loads(next(SCENES.glob("*.json")).read_text())
+
+
+# ---- measuring
+
+
+def embeddings(model: str, profile: Profile, marked: bool = False) -> tuple[float | None, Any]:
+    """(relative change, None), or (None, numbers of tokens before and after)."""
+    after = with_choices(model, profile)
+    changes, counts = [], []
+    for source, x in zip(pictures(model, marked), originals(model, marked), strict=True):
+        y = after.encode_image(source)
+        counts.append((len(x), len(y)))
+        if x.shape == y.shape:
+            changes.append(float(np.linalg.norm(y - x) / np.linalg.norm(x)))
+    if any(x != y for x, y in counts):
+        return None, [int(n) for n in np.sum(counts, axis=0)]
+    return float(np.mean(changes)), None
+
+
+@lru_cache(None)
+def originals(model: str, marked: bool) -> list[Any]:
+    """The embeddings of all pictures by the original's choices."""
+    return [original(model).encode_image(source) for source in pictures(model, marked)]
+
+
+def asked() -> Iterator[tuple[Path, str, str]]:
+    """(picture, question, right answer): some questions of each scene, of all its kinds in turn."""
+    for i, scene in enumerate(scenes()):
+        questions = scene["questions"]
+        step = max(1, len(questions) // QUESTIONS_A_SCENE)
+        for question in questions[i % step :: step][:QUESTIONS_A_SCENE]:
+            yield SCENES / scene["file"], question["question"], question["answer"]
+
+
+def answers(profile: Profile) -> list[str]:
+    """The demo's greedy answers to all questions."""
+    llava = with_choices("demo", profile)
+    encode, seen = llava.encode_pixels, {}
+
+    def encode_once(rgb: Any, *rest: Any) -> Any:
+        key = rgb.tobytes()
+        if key not in seen:
+            seen[key] = encode(rgb, *rest)
+        return seen[key]
+
+    llava.encode_pixels = encode_once  # type: ignore[method-assign]
+    return [llava.generate(question, [path], MAX_TOKENS).text.strip() for path, question, _ in asked()]
+
+
+def share(found: list[str], wanted: list[str]) -> float:
+    """How many of them are equal, 0..1."""
+    return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)
+
+
+def measure(with_answers: bool) -> None:
+    """Fill in every figure of the file."""
+    right = [answer for _, _, answer in asked()]
+    usual = answers(LLAVA) if with_answers else []
+    text = FILE.read_text()
+    if with_answers:
+        text = re.sub(r"(?m)^questions = .*$", f"questions = {len(right)}", text, count=1)
+        for name, profile in PROFILES.items():
+            found = usual if profile is LLAVA else answers(profile)
+            print(name, f"{share(found, right):.3f} right", flush=True)
+            text = re.sub(rf"(?m)^right-{name} = .*$", f"right-{name} = {share(found, right):.3f}", text)
+    for difference in read()["difference"]:
+        if "flip" not in difference:
+            continue
+        profile = flipped(difference)
+        effect, tokens = 0.0, None
+        if difference["choice"] not in TEXT:
+            effect, tokens = embeddings(difference["model"], profile, difference["choice"] == "exif")
+        lines = [f"effect = {effect:.3g}" if tokens is None else f"tokens = {tokens}"]
+        speaks = difference["model"] == "demo" and difference["choice"] != "exif"
+        if speaks and effect == 0 and difference["choice"] not in TEXT:
+            lines += ["answers = 0.0", f"right = {share(usual, right):.3f}"] if with_answers else []
+        elif speaks and with_answers:
+            found = answers(profile)
+            lines += [f"answers = {1 - share(found, usual):.3f}", f"right = {share(found, right):.3f}"]
+        print(difference["id"], *lines, flush=True)
+        text = with_lines(text, difference["id"], lines, keep=() if with_answers else ("answers", "right"))
+    FILE.write_text(text)
+
+
+def with_lines(text: str, id: str, lines: list[str], keep: tuple[str, ...]) -> str:
+    """The file's text with the figures of one difference replaced."""
+    start = text.index(f'id = "{id}"\n')
+    end = text.find("\n[[difference]]", start)
+    end = len(text) if end < 0 else end
+    names = [name for name in ("effect", "tokens", "answers", "right") if name not in keep]
+    entry = re.sub(rf"(?m)^({'|'.join(names)}) = .*\n", "", text[start:end])
+    place = entry.index("what = ")
+    return text[:start] + entry[:place] + "".join(f"{line}\n" for line in lines) + entry[place:] + text[end:]
+
+
+# ---- the README's table
+
+HEADER = ("difference", *PROFILES, "embeddings", "answers")
+
+
+def table() -> str:
+    """All differences as Markdown."""
+    rows = [HEADER, ("---",) * len(HEADER)]
+    for difference in read()["difference"]:
+        cells = [difference["what"], *(difference[name] for name in PROFILES)]
+        rows.append((*cells, embeddings_cell(difference), answers_cell(difference)))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def embeddings_cell(difference: dict[str, Any]) -> str:
+    """What the embeddings' column says."""
+    if "tokens" in difference:
+        before, after = difference["tokens"]
+        return f"{before} → {after} tokens"
+    if "effect" in difference:
+        return percent(difference["effect"]) if difference["effect"] else "0"
+    return difference.get("note", "")
+
+
+def answers_cell(difference: dict[str, Any]) -> str:
+    """What the answers' column says."""
+    return percent(difference["answers"]) if "answers" in difference else ""
+
+
+def percent(x: float) -> str:
+    """Two digits: 53 %, 1.7 %, 0.0093 %."""
+    return f"{float(f'{100 * x:.2g}'):g} %"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m golden.differences", description=__doc__)
+    parser.add_argument("action", choices=["measure", "table"])
+    parser.add_argument("--no-answers", action="store_true", help="measure embeddings only")
+    arguments = parser.parse_args()
+    if arguments.action == "table":
+        print(table())
+    else:
+        measure(not arguments.no_answers)
+
+
+if __name__ == "__main__":
+    main()
