@@ -211,7 +211,7 @@ def make_plan(llava: LLaVA, prompt: str, pictures: list[Path], arguments: argpar
         plan = llava.plan(prompt, pictures, max_tokens=-1, template=template)
     except ContextError:  # not even one token fits: the message shall ask for room for a usual answer
         return llava.plan(prompt, pictures, max_tokens=usual, template=template)
-    return replace(plan, max_tokens=min(plan.max_tokens, usual))
+    return replace(plan, max_tokens=min(plan.max_tokens, usual) if usual >= 0 else plan.max_tokens)
 
 
 def _print_pieces(stream: Stream, report: Report) -> None:
