@@ -36,8 +36,10 @@ from tinyllava.ops.instructions import (
     float_at,
     fused,
     half_at,
+    halves_apart,
     load_bytes,
     load_floats,
+    lower_and_upper,
     no_floats,
     no_ints,
     prefetch,
@@ -56,83 +58,7 @@ def read_ahead(block: int, size: int) -> None:
         prefetch(block + AHEAD + i)
 
 
-# ---- blocks of 32, two at a time: 64 bytes are one register
-
-
-@kernel
-def scaled_pair(q: Any, x: int, scales: int, p: int, d: float, d2: float, sums: Any) -> Any:
-    """sums + (64 levels q times the p-th 64 of x), scaled: the first 32 by d, the others by d2."""
-    factors = by_half(d * float_at(scales + 16 * p), d2 * float_at(scales + 16 * p + 8))
-    return fused(to_floats(dot4(no_ints(), q, load_bytes(x + 64 * p))), factors, sums)
-
-
-@kernel
-def pair_sums(scales: int, p: int, m: float, m2: float) -> float:
-    """What two minima contribute."""
-    return m * float_at(scales + 16 * p + 4) + m2 * float_at(scales + 16 * p + 12)
-
-
-@kernel
-def row_q4_0(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """One row of Q4_0."""
-    sums, low = no_floats(), np.float32(0.0)
-    for p in range(n_pairs):
-        a, b = row + 36 * p, row + 36 * p + 18
-        prefetch(a + AHEAD)
-        sums = scaled_pair(pair_q4_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
-        low += pair_sums(scales, p, half_at(a), half_at(b))
-    return total(sums) + low
-
-
-@kernel
-def row_q4_1(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """One row of Q4_1."""
-    sums, low = no_floats(), np.float32(0.0)
-    for p in range(n_pairs):
-        a, b = row + 40 * p, row + 40 * p + 20
-        prefetch(a + AHEAD)
-        sums = scaled_pair(pair_q4_1(a, b), x, scales, p, half_at(a), half_at(b), sums)
-        low += pair_sums(scales, p, half_at(a + 2), half_at(b + 2))
-    return total(sums) + low
-
-
-@kernel
-def row_q5_0(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """One row of Q5_0."""
-    sums, low = no_floats(), np.float32(0.0)
-    for p in range(n_pairs):
-        a, b = row + 44 * p, row + 44 * p + 22
-        prefetch(a + AHEAD)
-        sums = scaled_pair(pair_q5_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
-        low += pair_sums(scales, p, half_at(a), half_at(b))
-    return total(sums) + low
-
-
-@kernel
-def row_q5_1(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """One row of Q5_1."""
-    sums, low = no_floats(), np.float32(0.0)
-    for p in range(n_pairs):
-        a, b = row + 48 * p, row + 48 * p + 24
-        prefetch(a + AHEAD)
-        sums = scaled_pair(pair_q5_1(a, b), x, scales, p, half_at(a), half_at(b), sums)
-        low += pair_sums(scales, p, half_at(a + 2), half_at(b + 2))
-    return total(sums) + low
-
-
-@kernel
-def row_q8_0(row: int, x: int, scales: int, n_pairs: int) -> float:
-    """One row of Q8_0."""
-    sums, low = no_floats(), np.float32(0.0)
-    for p in range(n_pairs):
-        a, b = row + 68 * p, row + 68 * p + 34
-        prefetch(a + AHEAD)
-        sums = scaled_pair(pair_q8_0(a, b), x, scales, p, half_at(a), half_at(b), sums)
-        low += pair_sums(scales, p, half_at(a), half_at(b))
-    return total(sums) + low
-
-
-# ---- super-blocks of 256
+# ---- 256 numbers times 256 of x
 
 
 @kernel
@@ -151,6 +77,124 @@ def four_dots_by_16(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, su
     sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_4567(factors), sums)
     sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), simd.scales_89ab(factors), sums)
     return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), simd.scales_cdef(factors), sums)
+
+
+# ---- blocks of 32, eight at a time; what is left, two at a time
+
+
+@kernel
+def last_pair(q: Any, x: int, scales: int, p: int, d: float, d2: float, sums: Any) -> Any:
+    """sums + (64 levels q times the p-th 64 of x), scaled: the first 32 by d, the others by d2."""
+    at = scales + 64 * (p // 4) + 8 * (p % 4)
+    factors = by_half(d * float_at(at), d2 * float_at(at + 4))
+    return fused(to_floats(dot4(no_ints(), q, load_bytes(x + 64 * p))), factors, sums)
+
+
+@kernel
+def last_minima(scales: int, p: int, m: float, m2: float) -> float:
+    """What the minima of two blocks contribute."""
+    at = scales + 64 * (p // 4) + 8 * (p % 4) + 32
+    return m * float_at(at) + m2 * float_at(at + 4)
+
+
+@kernel
+def row_q4_0(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q4_0: 18 bytes a block."""
+    sums, low, rest = no_floats(), no_floats(), np.float32(0.0)
+    for b in range(n_pairs // 4):
+        a = row + 144 * b
+        read_ahead(a, 144)
+        factors = simd.times(halves_apart(a, 18), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: scales times sums
+        q0, q1 = pair_q4_0(a, a + 18), pair_q4_0(a + 36, a + 54)
+        q2, q3 = pair_q4_0(a + 72, a + 90), pair_q4_0(a + 108, a + 126)
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    for p in range(n_pairs // 4 * 4, n_pairs):
+        a, c = row + 36 * p, row + 36 * p + 18
+        sums = last_pair(pair_q4_0(a, c), x, scales, p, half_at(a), half_at(c), sums)
+        rest += last_minima(scales, p, half_at(a), half_at(c))
+    return total(sums) + total_of_upper_half(low) + rest
+
+
+@kernel
+def row_q4_1(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q4_1: 20 bytes a block."""
+    sums, low, rest = no_floats(), no_floats(), np.float32(0.0)
+    for b in range(n_pairs // 4):
+        a = row + 160 * b
+        read_ahead(a, 160)
+        own = lower_and_upper(halves_apart(a, 20), halves_apart(a + 2, 20))
+        factors = simd.times(own, load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: minima times sums
+        q0, q1 = pair_q4_1(a, a + 20), pair_q4_1(a + 40, a + 60)
+        q2, q3 = pair_q4_1(a + 80, a + 100), pair_q4_1(a + 120, a + 140)
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    for p in range(n_pairs // 4 * 4, n_pairs):
+        a, c = row + 40 * p, row + 40 * p + 20
+        sums = last_pair(pair_q4_1(a, c), x, scales, p, half_at(a), half_at(c), sums)
+        rest += last_minima(scales, p, half_at(a + 2), half_at(c + 2))
+    return total(sums) + total_of_upper_half(low) + rest
+
+
+@kernel
+def row_q5_0(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q5_0: 22 bytes a block."""
+    sums, low, rest = no_floats(), no_floats(), np.float32(0.0)
+    for b in range(n_pairs // 4):
+        a = row + 176 * b
+        read_ahead(a, 176)
+        factors = simd.times(halves_apart(a, 22), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: scales times sums
+        q0, q1 = pair_q5_0(a, a + 22), pair_q5_0(a + 44, a + 66)
+        q2, q3 = pair_q5_0(a + 88, a + 110), pair_q5_0(a + 132, a + 154)
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    for p in range(n_pairs // 4 * 4, n_pairs):
+        a, c = row + 44 * p, row + 44 * p + 22
+        sums = last_pair(pair_q5_0(a, c), x, scales, p, half_at(a), half_at(c), sums)
+        rest += last_minima(scales, p, half_at(a), half_at(c))
+    return total(sums) + total_of_upper_half(low) + rest
+
+
+@kernel
+def row_q5_1(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q5_1: 24 bytes a block."""
+    sums, low, rest = no_floats(), no_floats(), np.float32(0.0)
+    for b in range(n_pairs // 4):
+        a = row + 192 * b
+        read_ahead(a, 192)
+        own = lower_and_upper(halves_apart(a, 24), halves_apart(a + 2, 24))
+        factors = simd.times(own, load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: minima times sums
+        q0, q1 = pair_q5_1(a, a + 24), pair_q5_1(a + 48, a + 72)
+        q2, q3 = pair_q5_1(a + 96, a + 120), pair_q5_1(a + 144, a + 168)
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    for p in range(n_pairs // 4 * 4, n_pairs):
+        a, c = row + 48 * p, row + 48 * p + 24
+        sums = last_pair(pair_q5_1(a, c), x, scales, p, half_at(a), half_at(c), sums)
+        rest += last_minima(scales, p, half_at(a + 2), half_at(c + 2))
+    return total(sums) + total_of_upper_half(low) + rest
+
+
+@kernel
+def row_q8_0(row: int, x: int, scales: int, n_pairs: int) -> float:
+    """One row of Q8_0: 34 bytes a block."""
+    sums, low, rest = no_floats(), no_floats(), np.float32(0.0)
+    for b in range(n_pairs // 4):
+        a = row + 272 * b
+        read_ahead(a, 272)
+        factors = simd.times(halves_apart(a, 34), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # its upper half: scales times sums
+        q0, q1 = pair_q8_0(a, a + 34), pair_q8_0(a + 68, a + 102)
+        q2, q3 = pair_q8_0(a + 136, a + 170), pair_q8_0(a + 204, a + 238)
+        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+    for p in range(n_pairs // 4 * 4, n_pairs):
+        a, c = row + 68 * p, row + 68 * p + 34
+        sums = last_pair(pair_q8_0(a, c), x, scales, p, half_at(a), half_at(c), sums)
+        rest += last_minima(scales, p, half_at(a), half_at(c))
+    return total(sums) + total_of_upper_half(low) + rest
+
+
+# ---- super-blocks of 256
 
 
 @kernel

@@ -84,6 +84,29 @@ def load_halves(builder: Any, address: Any) -> Any:
     return v
 
 
+@instruction("v:ii")
+def halves_apart(builder: Any, address: Any, step: Any) -> Any:
+    """| 8 half-precision numbers, ``step`` bytes apart | the same |: the scales of 8 blocks."""
+    v = ir.Constant(ir.VectorType(I16, 8), ir.Undefined)
+    for i in range(8):
+        here = builder.add(address, builder.mul(step, ir.Constant(I64, i)))
+        v = builder.insert_element(v, load(builder, here, I16), ir.Constant(I32, i))
+    v = pick(builder, v, v, [*range(8), *range(8)])
+    if HARDWARE_HALF:
+        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), FLOATS)
+    floats = ir.Constant(FLOATS, ir.Undefined)
+    for i in range(16):
+        half = builder.zext(builder.extract_element(v, ir.Constant(I32, i)), I32)
+        floats = builder.insert_element(floats, _half_by_integers(builder, half), ir.Constant(I32, i))
+    return floats
+
+
+@instruction("v:vv")
+def lower_and_upper(builder: Any, a: Any, b: Any) -> Any:
+    """| lower half of a | upper half of b |."""
+    return pick(builder, a, b, [*range(8), *range(24, 32)])
+
+
 @instruction("v:i")
 def load_bfloats(builder: Any, address: Any) -> Any:
     """16 bfloat16: each the upper half of a float32."""

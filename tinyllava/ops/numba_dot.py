@@ -3,10 +3,11 @@
 Each job multiplies some rows of a matrix, read from front to back straight out of the mapped file, with one
 quantized token; the blocks come apart in registers. ``quantize_token`` prepares the token:
 
-    bytes   s8 for each column, in order
-    pairs   for each 32 columns: scale d, and d * sum(bytes) times -c or 1       Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
-    eights  for each 256: | 8 scales | 8 sums |                                  Q4_K Q5_K
-    sixteens  for each 256: | 16 scales | 16 sums |, of 16 columns each          Q6_K, and any other format
+    bytes     s8 for each column, in order
+    eights    for each 256: | 8 scales | 8 sums |                          Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K
+    sixteens  for each 256: | 16 scales | 16 sums |, of 16 columns each    the other K formats, and any odd row
+
+where a sum is d * sum(bytes), times -c in the formats with a constant c,
 
 so that what is subtracted (c, or the blocks' minima) costs a multiplication per block, not one per weight.
 Reference of all: NumpyOps.linear.
@@ -41,7 +42,7 @@ from tinyllava.ops.instructions import (
 from tinyllava.ops.rounding import best_step, quantize_bytes
 from tinyllava.ops.team import numbers_at
 
-PAIRS, EIGHTS, SIXTEENS, FLOATS = 0, 1, 2, 3
+EIGHTS, SIXTEENS, FLOATS = 0, 1, 2
 
 
 @kernel
@@ -54,10 +55,7 @@ def quantize_token(x: int, d: int, form: int, offset: int, to: int, scales: int)
         both = quantize_bytes(x + 128 * b, inverse, to + 32 * b)
         first = step * factor * np.float32(np.int32(both & 0xFFFFFFFF))
         second = step * factor * np.float32(both >> 32)
-        if form == PAIRS:
-            put_float(scales + 8 * b, step)
-            put_float(scales + 8 * b + 4, first + second)
-        elif form == EIGHTS:
+        if form == EIGHTS:
             at = scales + 64 * (b // 8) + 4 * (b % 8)
             put_float(at, step)
             put_float(at + 32, first + second)
@@ -201,11 +199,11 @@ def dot_q3_k(args: int, item: int, _who: int) -> None:
 
 
 JOBS = {
-    "Q4_0": (dot_q4_0, PAIRS),
-    "Q4_1": (dot_q4_1, PAIRS),
-    "Q5_0": (dot_q5_0, PAIRS),
-    "Q5_1": (dot_q5_1, PAIRS),
-    "Q8_0": (dot_q8_0, PAIRS),
+    "Q4_0": (dot_q4_0, EIGHTS),
+    "Q4_1": (dot_q4_1, EIGHTS),
+    "Q5_0": (dot_q5_0, EIGHTS),
+    "Q5_1": (dot_q5_1, EIGHTS),
+    "Q8_0": (dot_q8_0, EIGHTS),
     "Q2_K": (dot_q2_k, SIXTEENS),
     "Q3_K": (dot_q3_k, SIXTEENS),
     "Q4_K": (dot_q4_k, EIGHTS),

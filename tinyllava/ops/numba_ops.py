@@ -53,7 +53,7 @@ class BlockMatrix:
         if kind in ("F16", "BF16"):
             return (dots.dot_f16 if kind == "F16" else dots.dot_bf16), dots.FLOATS
         job, form = dots.JOBS.get(kind, (dots.dot_levels, dots.SIXTEENS))
-        if form == dots.PAIRS and d_in % (2 * BLOCK):
+        if d_in % (2 * BLOCK):  # an odd number of blocks
             return dots.dot_levels, dots.SIXTEENS
         return job, form
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 
-from tinyllava.ops.compiled import kernel
 from tinyllava.ops.instructions import fold
 from tinyllava.ops.simd import (
     F32,
@@ -22,6 +20,7 @@ from tinyllava.ops.simd import (
     INTS,
     call,
     constant,
+    emit_fused,
     instruction,
     load,
     pick,
@@ -30,26 +29,26 @@ from tinyllava.ops.simd import (
 )
 
 
+def _extreme(builder: Any, a: Any, b: Any) -> Any:
+    """Of 32 floats, the one of largest magnitude, sign included. NaN are passed over."""
+    ends = []
+    for name in ("maxnum", "minnum"):
+        v = call(builder, f"llvm.{name}.v16f32", FLOATS, a, b)
+        for width in (8, 4, 2):
+            halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
+            v = call(builder, f"llvm.{name}.v{width}f32", ir.VectorType(F32, width), *halves)
+        last = [builder.extract_element(v, ir.Constant(I32, lane)) for lane in (0, 1)]
+        ends.append(call(builder, f"llvm.{name}.f32", F32, *last))
+    high, low = ends
+    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+
+
 @instruction("f:i")
 def extreme(builder: Any, address: Any) -> Any:
     """Of 32 floats, the one of largest magnitude, sign included; NaN if one of them is NaN or infinite."""
     a, b = load(builder, address, FLOATS), load(builder, address, FLOATS, 64)
-    ends = []
-    for name in ("maxnum", "minnum"):
-        v = call(builder, f"llvm.{name}.v16f32", FLOATS, a, b)
-        for width in (8, 4, 2, 1):
-            kind = ir.VectorType(F32, width)
-            halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
-            if width == 1:
-                halves = [builder.extract_element(h, ir.Constant(I32, 0)) for h in halves]
-                v = call(builder, f"llvm.{name}.f32", F32, *halves)
-            else:
-                v = call(builder, f"llvm.{name}.v{width}f32", kind, *halves)
-        ends.append(v)
-    high, low = ends
-    end = builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
     probe = builder.fmul(builder.fadd(a, b), constant(FLOATS, 0.0))  # 0, or NaN wherever a number is not finite
-    return builder.fadd(end, fold(builder, probe))
+    return builder.fadd(_extreme(builder, a, b), fold(builder, probe))
 
 
 @instruction("f:i")
@@ -87,30 +86,35 @@ def quantize_words(builder: Any, address: Any, inverse: Any, to: Any) -> None:
     _quantize(builder, address, inverse, 32767.0, to, I16)
 
 
-@instruction("f:if")
-def rounding_error(builder: Any, address: Any, inverse: Any) -> Any:
-    """The sum over 32 floats of (x * inverse - the nearest whole number)^2."""
-    squares = constant(FLOATS, 0.0)
-    for half in range(2):
-        v = builder.fmul(load(builder, address, FLOATS, 64 * half), splat(builder, inverse))
-        difference = builder.fsub(v, call(builder, "llvm.rint.v16f32", FLOATS, v))
-        squares = builder.fadd(squares, builder.fmul(difference, difference))
-    return fold(builder, squares)
+@instruction("f:i")
+def best_step(builder: Any, address: Any) -> Any:
+    """The step d for 32 floats, for which the largest becomes -128, -127, -126 or -125. NaN if one is not finite.
 
-
-@kernel
-def best_step(x: int) -> Any:
-    """The step d for 32 floats at an address, for which the largest becomes -128, -127, -126 or -125.
-
-    Which of the four is chance, and the best of them has 8% less error than the last or the first alone. (The sign
-    is that of -128 because 8 bits have no 128.)
+    Which of the four is best is chance, and the best of them has 8% less error than any one alone. (The sign is
+    that of -128 because 8 bits have no 128.)
     """
-    end, best, least = extreme(x), np.float32(0.0), np.float32(np.inf)
-    if end == np.float32(0.0):
-        return end
+    parts = [load(builder, address, FLOATS, at) for at in (0, 64)]
+    end = _extreme(builder, *parts)
+    inverse = builder.fdiv(ir.Constant(F32, 1.0), end)
+    best, least = None, None
     for top in (-128.0, -127.0, -126.0, -125.0):
-        step = end / np.float32(top)
-        error = rounding_error(x, np.float32(1.0) / step) * step * step
-        if not error >= least:  # NaN is taken, too
+        step = builder.fmul(end, ir.Constant(F32, 1.0 / top))
+        error = _rounding_error(builder, parts, builder.fmul(inverse, ir.Constant(F32, top)))
+        error = builder.fmul(error, builder.fmul(step, step))
+        if best is None:
             best, least = step, error
-    return best
+        else:
+            better = builder.fcmp_ordered("<", error, least)
+            best, least = builder.select(better, step, best), builder.select(better, error, least)
+    spoilt = builder.fadd(best, builder.fmul(least, ir.Constant(F32, 0.0)))  # NaN if the error is
+    return builder.select(builder.fcmp_ordered("==", end, ir.Constant(F32, 0.0)), end, spoilt)
+
+
+def _rounding_error(builder: Any, parts: Any, inverse: Any) -> Any:
+    """The sum of (x * inverse - the nearest whole number)^2."""
+    squares = constant(FLOATS, 0.0)
+    for part in parts:
+        v = builder.fmul(part, splat(builder, inverse))
+        difference = builder.fsub(v, call(builder, "llvm.rint.v16f32", FLOATS, v))
+        squares = emit_fused(builder, difference, difference, squares)
+    return fold(builder, squares)
