@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tinyllava.study.compare import Comparison, Row
 
 DESCRIPTION = """\
-Compare two traces, dumps by transformers or llama.cpp (.npz, .safetensors, or llama.cpp's printed graph), or two
-GGUF files tensor by tensor. Prints the first that diverges, then a table of all.
+Compare two traces, dumps by transformers or llama.cpp (.npz, .safetensors, or llama.cpp's printed graph),
+or two GGUF files tensor by tensor. Prints the first that diverges, then a table of all.
 
 Exit code 0: all within the tolerance; 1: not so; 2: bad input.
 """

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from tinyllava.study.explain import Explanation
 
 DESCRIPTION = """\
-Answer a question about a picture, and show what happened inside: what the model saw, where it looked for each
-word, what else it had in mind, and each step with its shape, parameters, time and line of code. Writes one HTML
-page that needs no network (-o), or prints the steps (--text). Without -m it explains the embedded demo model, and
-without --image and -p its own picture and question. It answers greedily unless --temp says otherwise.
+Answer a question about a picture, and show what happened inside: what the model saw, where it looked for
+each word, what else it had in mind, and each step with its shape, parameters, time and line of code.
+Writes one HTML page that needs no network (-o), or prints the steps (--text). Without -m it explains the
+embedded demo model, and without --image and -p its own picture and question. It answers greedily unless
+--temp says otherwise.
 """
 MAX_TOKENS = 64  # of an answer, unless -n says otherwise: each has its maps
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Write a model in fewer bits a weight: either file of a pair, the language model or the image encoder.
 
-The types, as in llama.cpp: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S,
-Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, IQ4_NL, IQ4_XS. For a language model Q4_K_M is a good start; an image encoder is
-small, and Q8_0 leaves it as good as it was.
+The types, as in llama.cpp: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K_S, Q3_K_M, Q3_K_L,
+Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K, IQ4_NL, IQ4_XS. For a language model Q4_K_M is a good start; an
+image encoder is small, and Q8_0 leaves it as good as it was.
 
   tinyllava quantize model-f16.gguf model-q4_k_m.gguf Q4_K_M
 """

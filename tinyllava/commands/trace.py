@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tinyllava.study.tracing import Trace
 
 DESCRIPTION = """\
-Record named activations of a whole run: pixels, each part of each block, the picture's tokens, logits, and the
-run's settings. With -o they go to an .npz file, which np.load and `tinyllava compare` read; without, a table of
-them is printed. --list shows the names, here and in llama.cpp and transformers.
+Record named activations of a whole run: pixels, each part of each block, the picture's tokens, logits,
+and the run's settings. With -o they go to an .npz file, which np.load and `tinyllava compare` read;
+without, a table of them is printed. --list shows the names, here and in llama.cpp and transformers.
 """
 DTYPES = {"f32": "float32", "f64": "float64"}
 
