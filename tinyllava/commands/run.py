@@ -147,8 +147,10 @@ def load_pair(arguments: argparse.Namespace, report: Report) -> LLaVA:
         raise UsageError("--mmproj", "not given", wanted=f"the image encoder that belongs to {model}")
     if model is None:
         report.note("without -m and --mmproj, this is the embedded demo model: it knows only a few things")
+    from tinyllava import ops
     from tinyllava.llava import load
 
+    ops.on_compile = lambda: report.note("compiling the kernels for this processor, once; it takes some 20 s")
     threads: int | None = arguments.threads
     llava = load(
         model,
