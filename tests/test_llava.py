@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,18 @@ def test_an_mmproj_alone_encodes_pictures_and_refuses_text(folder: Path) -> None
         llava.generate("hello")
 
 
+def test_one_picture_may_come_without_a_list(folder: Path, tmp_path: Path) -> None:
+    llava, path = pair(folder), tmp_path / "one.png"
+    image(30, 50).save(path)
+    expected = llava.generate("What?", [path], 4).tokens
+    for one in (path, str(path), path.read_bytes(), image(30, 50)):
+        assert llava.generate("What?", one, 4).tokens == expected
+
+
+def test_more_threads_than_processors_are_not_taken(folder: Path) -> None:
+    assert pair(folder, threads=10_000).ops.threads <= (os.cpu_count() or 1)
+
+
 def test_float64_agrees_with_float32(folder: Path) -> None:
     exact = pair(folder, backend="numpy", dtype="float64").encode_image(image(70, 30))
     for backend, limit in (("numpy", 1e-5), ("numba", 2e-4)):  # numba rounds what meets 16-bit weights to 15 bits
@@ -163,6 +176,7 @@ def test_sampling_with_a_seed_repeats_itself(folder: Path) -> None:
         ("<image> and <image>", 1, {}, UsageError, "2 times <image>, but 1 picture"),
         ("hello", 0, {"template": "alpaca"}, UsageError, "template: 'alpaca'; wanted auto, vicuna"),
         ("hello", 0, {"max_tokens": 5000}, ContextError, r"Use -c \d+ or more"),
+        ("hello", 0, {"max_tokens": 0}, UsageError, "max_tokens: 0; wanted 1 or more"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

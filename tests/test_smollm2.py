@@ -35,8 +35,8 @@ def model(request: pytest.FixtureRequest, path: Path) -> LLaVA:
     return tinyllava.load(path, backend=request.param)
 
 
-# The share of positions at which the most probable token is the peer's. A fast backend rounds activations to 8 bits,
-# as llama.cpp does: it may be no further from the truth than llama.cpp is.
+# The share of positions at which the most probable token is the peer's. A fast backend rounds activations to
+# 8 bits, as llama.cpp does: it may be no further from the truth than llama.cpp is.
 LLAMA_CPP_AND_TRUTH = (SEEN["default.best"][:, 0] == SEEN["truth.best"][:, 0]).mean()
 WANTED = {
     ("default", "numpy"): 0.95,

@@ -85,7 +85,8 @@ def write_llama(path: Path, shape: Shape, ftype: str) -> None:
     for i in range(shape.n_layer):
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(shape.n_embd, np.float32))
-        for name, rows in (("attn_q", shape.n_embd), ("attn_k", kv), ("attn_v", kv), ("attn_output", shape.n_embd)):
+        heads = {"attn_q": shape.n_embd, "attn_k": kv, "attn_v": kv, "attn_output": shape.n_embd}
+        for name, rows in heads.items():
             add(f"blk.{i}.{name}.weight", rows, shape.n_embd, i)
         add(f"blk.{i}.ffn_gate.weight", shape.n_ff, shape.n_embd, i)
         add(f"blk.{i}.ffn_up.weight", shape.n_ff, shape.n_embd, i)

@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return complain(f"{error.filename or 'system'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("\ntinyllava: interrupted", file=sys.stderr)
+        # On a terminal, ^C stands at the end of a line that is not finished.
+        print("\n" * sys.stderr.isatty() + "tinyllava: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 

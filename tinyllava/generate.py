@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -76,7 +77,7 @@ class Result:
 
 
 def make_plan(
-    llava: LLaVA, prompt: str, images: Sequence[Source], *, max_tokens: int, template: str
+    llava: LLaVA, prompt: str, images: Source | Sequence[Source], *, max_tokens: int, template: str
 ) -> Plan:
     """Read the prompt, decode the pictures, count. ``max_tokens`` below 0: all that the context has room for.
 
@@ -84,6 +85,9 @@ def make_plan(
     when prompt and answer exceed ``llava.n_ctx``.
     """
     tokenizer = llava.tokenizer
+    if max_tokens == 0:
+        raise UsageError("max_tokens", "0", wanted="1 or more, or below 0 for all that fits")
+    images = picture_list(images)
     chosen, reason = _template(llava, template)
     if prompts.is_full_prompt(prompt):
         parts, sources = prompts.place_pictures(prompts.parse_full_prompt(prompt), images)
@@ -108,6 +112,13 @@ def make_plan(
         n_ctx=llava.n_ctx,
     )
     return _fit(plan)
+
+
+def picture_list(images: Source | Sequence[Source]) -> list[Source]:
+    """The pictures as a list, also when there is just one, without a list around it."""
+    if isinstance(images, str | bytes | Path) or hasattr(images, "convert"):
+        return [cast("Source", images)]
+    return list(images)
 
 
 def _template(llava: LLaVA, name: str) -> tuple[Template, str]:

@@ -25,8 +25,9 @@ from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.language import llama as language
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
-from tinyllava.ops import Array, Ops, select
+from tinyllava.ops import Array, Ops, processors, select
 from tinyllava.profile import Profile, profile
+from tinyllava.text.sampling import Sampling
 from tinyllava.text.tokenizer import Tokenizer
 from tinyllava.trace import NULL, Tap
 from tinyllava.vision.anyres import PicturePlan, make_tiles, merge, plan_picture
@@ -37,10 +38,12 @@ from tinyllava.vision.projector import ProjectorWeights, load_projector, project
 if TYPE_CHECKING:
     from tinyllava.generate import Plan, Result, Stream
     from tinyllava.study.tracing import Trace
-    from tinyllava.text.sampling import Sampling
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 PathLike = str | Path
+
+
+GREEDY = Sampling(temperature=0.0)  # always the most probable token
 
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:
@@ -83,7 +86,7 @@ def load(
     A language model alone answers text; an mmproj alone encodes pictures. Weights stay memory-mapped.
 
     backend  "numpy" (the reference), "numba", or "auto" (the fastest that computes in ``dtype``)
-    threads  for the backend; None: the physical cores
+    threads  for the backend, at most the processors there are; None: the physical cores
     n_ctx    the most tokens of a prompt and its answer together; None: what the model was trained for
     n_batch  tokens of a prompt processed at once
     dtype    "float32", or "float64" with the numpy backend: the truth that errors are measured against
@@ -100,7 +103,7 @@ def load(
 
         model, mmproj = demo.MODEL, demo.MMPROJ
     choices = profile(compat)
-    ops = select(backend, dtype=dtype, threads=threads)
+    ops = select(backend, dtype=dtype, threads=threads and min(threads, processors()))
     text = None if model is None else _load_language(open_gguf(model), ops)
     vision = None if mmproj is None else _load_vision(open_gguf(mmproj), choices, ops)
     llava = LLaVA(ops, choices, text=text, vision=vision, n_ctx=n_ctx, n_batch=n_batch)
@@ -212,7 +215,12 @@ class LLaVA:
     # ---- the whole: generate.py
 
     def plan(
-        self, prompt: str, images: Sequence[Source] = (), *, max_tokens: int = 256, template: str = "auto"
+        self,
+        prompt: str,
+        images: Source | Sequence[Source] = (),
+        *,
+        max_tokens: int = 256,
+        template: str = "auto",
     ) -> Plan:
         """What a prompt and its pictures will be and need, before any work. ContextError if it does not fit."""
         from tinyllava.generate import make_plan
@@ -222,29 +230,28 @@ class LLaVA:
     def stream(
         self,
         prompt: str,
-        images: Sequence[Source] = (),
+        images: Source | Sequence[Source] = (),
         max_tokens: int = 256,
-        sampling: Sampling | None = None,
+        sampling: Sampling = GREEDY,
         *,
         template: str = "auto",
         progress: Progress = no_progress,
     ) -> Stream:
         """Iterate over the answer's text as it is made, never half a character; ``.result`` comes at the end.
 
-        ``sampling`` defaults to greedy. See :meth:`generate`.
+        See :meth:`generate`.
         """
         from tinyllava.generate import Stream
-        from tinyllava.text.sampling import Sampling
 
         plan = self.plan(prompt, images, max_tokens=max_tokens, template=template)
-        return Stream(self, plan, sampling or Sampling(temperature=0.0), progress)
+        return Stream(self, plan, sampling, progress)
 
     def generate(
         self,
         prompt: str,
-        images: Sequence[Source] = (),
+        images: Source | Sequence[Source] = (),
         max_tokens: int = 256,
-        sampling: Sampling | None = None,
+        sampling: Sampling = GREEDY,
         *,
         template: str = "auto",
         progress: Progress = no_progress,
@@ -252,7 +259,7 @@ class LLaVA:
         """Answer ``prompt`` about ``images``.
 
         Without ``<image>`` in it, the prompt is a question that ``template`` wraps; with it, it is the whole text
-        and each ``<image>`` stands for the next picture. ``sampling`` defaults to greedy. Raises UsageError,
+        and each ``<image>`` stands for the next picture. Raises UsageError,
         PictureError or ContextError before any work.
         """
         answer = self.stream(prompt, images, max_tokens, sampling, template=template, progress=progress)

@@ -244,12 +244,13 @@ def test_a_disk_that_fills_up(checkpoints: Path, tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from tinyllava.commands.report import Report
 from tinyllava.cli import main
 def wait(self, stage, done, total):
     print(stage, flush=True)
     time.sleep(60)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 Report.progress = wait
 sys.exit(main(sys.argv[1:]))
 """

@@ -80,7 +80,8 @@ def test_a_fast_backend_sees_the_same(files: dict[str, GGUFFile]) -> None:
     rgb = picture(100, 60)
     for name in ("clip_15", "clip_16", "clip_gelu"):
         fast = see(rgb, load_eye(files[name], select("numba")))
-        assert error(fast, see(rgb, load_eye(files[name]))) < 2e-4  # it rounds what meets 16-bit weights to 15 bits
+        # numba rounds what meets 16-bit weights to 15 bits
+        assert error(fast, see(rgb, load_eye(files[name]))) < 2e-4
 
 
 def test_old_new_and_minimal_files_are_one_model(files: dict[str, GGUFFile]) -> None:

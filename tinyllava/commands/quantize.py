@@ -53,6 +53,7 @@ def main(words: Sequence[str]) -> int:
     start = time.monotonic()
 
     def progress(done: int, total: int) -> None:
+        report.begin()
         report.progress("quantize", done >> 20, total >> 20)  # in MiB
 
     try:

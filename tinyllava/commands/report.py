@@ -29,6 +29,7 @@ class Report:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._held: list[str] | None = []  # notes wait for the plan: what is refused gets one line, and no more
         self.shows_progress = not quiet and sys.stderr.isatty()
         self._drawn_at = -math.inf
         self._bar = ""
@@ -40,8 +41,17 @@ class Report:
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Something the user did not ask for, but may want to know."""
-        self.say(f"note: {text}")
+        """Something the user did not ask for, but may want to know. Said once the work begins."""
+        if self._held is None:
+            self.say(f"note: {text}")
+        else:
+            self._held.append(text)
+
+    def begin(self) -> None:
+        """The input was good: say the notes that were held back, and from now on all others at once."""
+        held, self._held = self._held or [], None
+        for text in held:
+            self.note(text)
 
     def ignored(self, arguments: argparse.Namespace) -> None:
         """Name the options that were taken for llama-llava-cli's sake."""
@@ -78,6 +88,7 @@ class Report:
 
     def plan(self, plan: Plan, sources: Sequence[Path], llava: LLaVA) -> None:
         """What will be done and what it needs, before it is done."""
+        self.begin()
         ops = llava.ops
         self.say(f"{plan.family}, {ops.name} backend, {ops.dtype.name}, {_count(ops.threads, 'thread')}")
         self.say(f"template {plan.template} ({plan.template_reason.removeprefix(f'{plan.template}: ')})")

@@ -37,6 +37,8 @@ def main(words: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked without the model, load it, and answer."""
+    from tinyllava.generate import Stream
+
     report = Report(quiet=arguments.quiet)
     report.ignored(arguments)
     check_settings(arguments)
@@ -45,10 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
     check_pictures(task)
     llava = load_pair(arguments, report)
     sampling = complete(sampling, arguments, llava)
-    for i, pictures in enumerate(task.groups):
+    # All plans and streams come before the first answer: what is wrong with any of them is said at once.
+    plans = [make_plan(llava, task.prompt, pictures, arguments) for pictures in task.groups]
+    streams = [Stream(llava, plan, sampling, report.progress) for plan in plans]
+    report.begin()
+    for i, (pictures, stream) in enumerate(zip(task.groups, streams, strict=True)):
         if len(task.groups) > 1:
             report.say(f"--- picture {i + 1} of {len(task.groups)}")
-        answer(llava, task.prompt, pictures, sampling, arguments, report)
+        answer(stream, pictures, sampling, arguments, report)
     return 0
 
 
@@ -162,6 +168,8 @@ def load_pair(arguments: argparse.Namespace, report: Report) -> LLaVA:
         dtype=arguments.dtype,
         compat=arguments.compat,
     )
+    if threads and threads > llava.ops.threads:
+        report.note(f"-t {threads}: only {llava.ops.threads} processors are there to use")
     for note in llava.tokenizer.notes:
         report.note(note)
     return llava
@@ -179,21 +187,17 @@ def complete(sampling: Sampling, arguments: argparse.Namespace, llava: LLaVA) ->
 
 
 def answer(
-    llava: LLaVA,
-    prompt: str,
+    stream: Stream,
     pictures: list[Path],
     sampling: Sampling,
     arguments: argparse.Namespace,
     report: Report,
 ) -> None:
-    """Plan, say the plan, and print the answer as it is made, or at its end as JSON."""
-    from tinyllava.generate import Stream
-
-    plan = make_plan(llava, prompt, pictures, arguments)
+    """Say the plan, and print the answer as it is made, or at its end as JSON."""
+    llava, plan = stream.llava, stream.plan
     report.plan(plan, pictures, llava)
     if arguments.verbose_prompt:
         report.tokens(plan, llava.tokenizer)
-    stream = Stream(llava, plan, sampling, report.progress)
     if arguments.json:
         for _ in stream:
             pass

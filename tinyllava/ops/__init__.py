@@ -95,11 +95,16 @@ def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = 
     raise UsageError("backend", repr(name), wanted=" or ".join(("auto", *BACKENDS)))
 
 
-def physical_cores() -> int:
-    """The physical cores that this process may use, at least 1."""
+def processors() -> int:
+    """The logical processors that this process may use: more threads than these only wait for each other."""
     import os
 
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def physical_cores() -> int:
+    """The physical cores that this process may use, at least 1."""
+    available = processors()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             ids = [line.split(":")[1] for line in file if line.startswith(("physical id", "core id"))]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from tinyllava.errors import UsageError
 from tinyllava.text.bpe import ByteLevelBPE
 from tinyllava.text.spm import SentencePieceBPE
 from tinyllava.text.vocabulary import CONTROL, SPACE, UNKNOWN, USER_DEFINED, Kind, Vocabulary
@@ -92,6 +93,9 @@ class Tokenizer:
 
         The space prefixes that ``encode`` put in are taken out again.
         """
+        ids = list(ids)
+        if ids and min(ids) < 0:
+            raise UsageError("decode", f"token {min(ids)}", wanted="0 or more")
         stream = TextStream(self, special)
         return "".join(stream.push(id) for id in ids) + stream.finish()
 
