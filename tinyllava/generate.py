@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -134,7 +134,7 @@ def _fit(plan: Plan) -> Plan:
         raise UsageError("prompt", "no tokens", wanted="some text or a picture")
     if plan.max_tokens < 0:
         room = max(1, plan.n_ctx - plan.prompt_tokens)
-        plan = Plan(**{**vars(plan), "max_tokens": room})
+        plan = replace(plan, max_tokens=room)
     if plan.context_needed > plan.n_ctx:
         needed = f"{plan.prompt_tokens} prompt tokens and an answer of up to {plan.max_tokens}"
         hint = f"Use -c {plan.context_needed} or more, or a shorter answer with -n"

@@ -182,7 +182,7 @@ class LLaVA:
     def encode_pixels(self, rgb: Pixels, tap: Tap = NULL, progress: Progress = no_progress) -> Array:
         """Decoded pixels (h, w, 3) -> embeddings (n_tokens, n_embd), in the backend's array and dtype."""
         eye, ops = self.eye, self.ops
-        plan = plan_picture(size_of(rgb), eye.config, self.profile)
+        plan = self.plan_image(rgb)
         tiles = tap("pixels", make_tiles(rgb, plan, eye.config, self.profile))  # (n_tiles, 3, H, W)
         features = []
         for done, tile in enumerate(tiles):
