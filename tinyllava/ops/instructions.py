@@ -8,8 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from tinyllava.ops.simd import (
     BYTES,
@@ -32,21 +30,6 @@ from tinyllava.ops.simd import (
 )
 
 # ---- scalars
-
-
-@intrinsic
-def half_to_float(_typing: Any, bits: Any) -> Any:
-    """The float32 whose IEEE half-precision bits are ``bits`` (uint16); exact for every value."""
-    if not isinstance(bits, types.Integer):
-        return None
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        half = builder.trunc(args[0], I16)
-        if HARDWARE_HALF:
-            return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
-        return _half_by_integers(builder, builder.zext(half, I32))
-
-    return types.float32(bits), codegen
 
 
 def _half_by_integers(builder: Any, half: Any) -> Any:
@@ -192,12 +175,6 @@ def prefetch(builder: Any, address: Any) -> None:
 def load_bytes(builder: Any, address: Any) -> Any:
     """64 bytes."""
     return load(builder, address, BYTES)
-
-
-@instruction("n:i")
-def load_ints(builder: Any, address: Any) -> Any:
-    """16 x int32."""
-    return load(builder, address, INTS)
 
 
 @instruction("v:i")
