@@ -91,6 +91,16 @@ def test_linear(kind: str, n: int, ops: Ops) -> None:
     close(kind_of_linear(kind, ops), ops.linear(x, ops.matrix(weight), bias), truth)
 
 
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_linears_are_linear_with_each(n: int, ops: Ops) -> None:
+    x, bias = RNG.standard_normal((n, 512)).astype(np.float32), RNG.standard_normal(37).astype(np.float32)
+    weights = [ops.matrix(tensor(kind, rows, 512)) for kind, rows in (("Q4_K", 37), ("Q6_K", 16), ("Q8_0", 5))]
+    biases = (bias, None, bias[:5])
+    together = ops.linears(x, *zip(weights, biases, strict=True))
+    for y, weight, one in zip(together, weights, biases, strict=True):
+        np.testing.assert_array_equal(y, ops.linear(x, weight, one))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_embed(kind: str, ops: Ops) -> None:
     table = tensor(kind, 11, 256)

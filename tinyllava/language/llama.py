@@ -101,10 +101,10 @@ def project_qkv(
     x: Array, layer: Layer, config: LlamaConfig, ops: Ops, tap: Tap
 ) -> tuple[Array, Array, Array]:
     """x (n, d) -> q (n, n_head, head_dim), k and v (n, n_head_kv, head_dim)."""
-    n, head_dim = len(x), config.head_dim
-    q = ops.linear(x, layer.attn_q, layer.attn_q_bias).reshape(n, config.n_head, head_dim)
-    k = ops.linear(x, layer.attn_k, layer.attn_k_bias).reshape(n, config.n_head_kv, head_dim)
-    v = ops.linear(x, layer.attn_v, layer.attn_v_bias).reshape(n, config.n_head_kv, head_dim)
+    weights = (layer.attn_q, layer.attn_k, layer.attn_v)
+    biases = (layer.attn_q_bias, layer.attn_k_bias, layer.attn_v_bias)
+    products = ops.linears(x, *zip(weights, biases, strict=True))  # (n, heads * head_dim) each
+    q, k, v = (y.reshape(len(x), -1, config.head_dim) for y in products)
     return tap("attn_q", q), tap("attn_k", k), tap("attn_v", v)
 
 
@@ -119,8 +119,8 @@ def attend(q: Array, k: Array, v: Array, layer: Layer, ops: Ops, tap: Tap) -> Ar
 
 def feed_forward(x: Array, layer: Layer, ops: Ops, tap: Tap) -> Array:
     """down(silu(gate(x)) * up(x)): x (n, d) -> (n, d)."""
-    gate = tap("ffn_gate", ops.linear(x, layer.ffn_gate, layer.ffn_gate_bias))  # (n, n_ff)
-    up = tap("ffn_up", ops.linear(x, layer.ffn_up, layer.ffn_up_bias))  # (n, n_ff)
+    gate, up = ops.linears(x, (layer.ffn_gate, layer.ffn_gate_bias), (layer.ffn_up, layer.ffn_up_bias))
+    gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (n, n_ff) each
     hidden = tap("ffn_swiglu", ops.swiglu(gate, up))  # (n, n_ff)
     return tap("ffn_down", ops.linear(hidden, layer.ffn_down, layer.ffn_down_bias))  # (n, d)
 

@@ -96,6 +96,10 @@ class NumpyOps:
                 y[..., rows] = x @ weight.tensor.rows(rows).astype(self.dtype, copy=False).T
         return y if bias is None else y + bias
 
+    def linears(self, x: Array, *layers: tuple[Matrix, Array | None]) -> list[Array]:
+        """``linear`` of the same x with each (weight, bias): one operation, so that work can be shared."""
+        return [self.linear(x, weight, bias) for weight, bias in layers]
+
     # ---- norms and activations
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:

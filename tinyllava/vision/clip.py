@@ -139,9 +139,9 @@ def run_block(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> A
 def attend(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> Array:
     """Multi-head attention in which every position sees every other: (n, n_embd) -> (n, n_embd)."""
     heads = (x.shape[0], config.n_head, config.head_dim)
-    q = tap("attn_q", ops.linear(x, w.attn_q, w.attn_q_bias).reshape(heads))  # (n, n_head, head_dim)
-    k = tap("attn_k", ops.linear(x, w.attn_k, w.attn_k_bias).reshape(heads))  # (n, n_head, head_dim)
-    v = tap("attn_v", ops.linear(x, w.attn_v, w.attn_v_bias).reshape(heads))  # (n, n_head, head_dim)
+    weights = (w.attn_q, w.attn_q_bias), (w.attn_k, w.attn_k_bias), (w.attn_v, w.attn_v_bias)
+    q, k, v = (y.reshape(heads) for y in ops.linears(x, *weights))  # (n, n_head, head_dim) each
+    q, k, v = tap("attn_q", q), tap("attn_k", k), tap("attn_v", v)
     if tap.wants("attn_weights"):
         tap("attn_weights", ops.attention_weights(q, k, causal=False))  # (n_head, n, n)
     mixed = tap("attn_mixed", ops.attention(q, k, v, causal=False).reshape(x.shape))  # (n, n_embd)
