@@ -25,7 +25,7 @@ from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.language import llama as language
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
-from tinyllava.ops import Array, Ops, processors, select
+from tinyllava.ops import Array, Ops, hand_over, processors, select
 from tinyllava.profile import Profile, profile
 from tinyllava.text.sampling import Sampling
 from tinyllava.text.tokenizer import Tokenizer
@@ -58,6 +58,7 @@ class VisionModel:
     config: VisionConfig
     weights: VisionWeights
     projector: ProjectorWeights
+    ops: Ops  # who computes it: not the language model's backend if a GPU holds only a part of that
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def _load_language(file: GGUFFile, ops: Ops) -> LanguageModel:
 
 def _load_vision(file: GGUFFile, choices: Profile, ops: Ops) -> VisionModel:
     config = VisionConfig.from_gguf(file, choices)
-    return VisionModel(file.path, config, load_vision(file, config, ops), load_projector(file, config, ops))
+    weights, projector = load_vision(file, config, ops), load_projector(file, config, ops)
+    return VisionModel(file.path, config, weights, projector, ops)
 
 
 class LLaVA:
@@ -181,7 +183,7 @@ class LLaVA:
 
     def encode_pixels(self, rgb: Pixels, tap: Tap = NULL, progress: Progress = no_progress) -> Array:
         """Decoded pixels (h, w, 3) -> embeddings (n_tokens, n_embd), in the backend's array and dtype."""
-        eye, ops = self.eye, self.ops
+        eye, ops = self.eye, self.eye.ops
         plan = self.plan_image(rgb)
         tiles = tap("pixels", make_tiles(rgb, plan, eye.config, self.profile))  # (n_tiles, 3, H, W)
         features = []
@@ -190,7 +192,8 @@ class LLaVA:
             x = encode_tile(tile, eye.weights, eye.config, ops, tap.at("vit"))  # (n_patches, n_embd of the tower)
             features.append(project(x, eye.projector, ops, tap.at("mm")))  # (n_patches, n_embd)
         progress("picture", len(tiles), len(tiles))
-        return tap("image_tokens", merge(np.stack(features), plan, eye.projector.image_newline))
+        (tokens,) = hand_over(ops, self.ops, merge(np.stack(features), plan, eye.projector.image_newline))
+        return tap("image_tokens", tokens)
 
     def logits(self, ids: Sequence[int], *, tap: Tap = NULL) -> npt.NDArray[np.float32]:
         """The logits after each of ``ids`` (n,), read as one text -> (n, n_vocab), in the backend's dtype."""

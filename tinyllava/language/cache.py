@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 class KVCache:
     """Keys and values of every layer for up to ``n_ctx`` positions, of which ``length`` are filled.
 
-    Held as (n_layer, n_head_kv, n_ctx, head_dim), so that a head's history is one contiguous run. The
-    memory is only reserved here: the system hands out pages as positions are written.
+    Held as one array (n_head_kv, n_ctx, head_dim) for each layer, in the memory of the backend that computes
+    it, so that a head's history is one contiguous run. The memory is only reserved here: the system hands
+    out pages as positions are written.
     """
 
     def __init__(self, config: LlamaConfig, n_ctx: int, ops: Ops) -> None:
-        shape = (config.n_layer, config.n_head_kv, n_ctx, config.head_dim)
-        self.k: Array = ops.cache(shape)
-        self.v: Array = ops.cache(shape)
+        shape = (config.n_head_kv, n_ctx, config.head_dim)
+        self.k: list[Array] = [ops.layer(i).cache(shape) for i in range(config.n_layer)]
+        self.v: list[Array] = [ops.layer(i).cache(shape) for i in range(config.n_layer)]
         self.n_ctx = n_ctx
         self.length = 0
 
@@ -37,9 +38,9 @@ class KVCache:
         if stop > self.n_ctx:
             limit = f"at most {self.n_ctx}"
             raise ContextError("context", f"{stop} tokens", wanted=limit, hint=f"Use -c {stop}")
-        self.k[layer, :, start:stop] = k.transpose(1, 0, 2)  # (n_head_kv, n, head_dim)
-        self.v[layer, :, start:stop] = v.transpose(1, 0, 2)
-        return self.k[layer, :, :stop].transpose(1, 0, 2), self.v[layer, :, :stop].transpose(1, 0, 2)
+        self.k[layer][:, start:stop] = k.transpose(1, 0, 2)  # (n_head_kv, n, head_dim)
+        self.v[layer][:, start:stop] = v.transpose(1, 0, 2)
+        return self.k[layer][:, :stop].transpose(1, 0, 2), self.v[layer][:, :stop].transpose(1, 0, 2)
 
     def advance(self, n: int) -> None:
         """Count ``n`` more positions as filled."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import LlamaConfig
+from tinyllava.ops import hand_over
 from tinyllava.trace import NULL, Tap
 from tinyllava.weights import array, load_weights, matrix, vector
 
@@ -59,7 +60,9 @@ class Llama:
 
 def load_llama(file: GGUFFile, config: LlamaConfig, ops: Ops) -> Llama:
     """The weights of the model in ``file``. ModelError for a tensor that is missing or of another shape."""
-    blk = tuple(load_weights(Layer, file, config, ops, prefix=f"blk.{i}.") for i in range(config.n_layer))
+    blk = tuple(
+        load_weights(Layer, file, config, ops.layer(i), prefix=f"blk.{i}.") for i in range(config.n_layer)
+    )
     return load_weights(Llama, file, config, ops, config=config, blk=blk)
 
 
@@ -77,16 +80,19 @@ def forward(x: Array, llama: Llama, cache: KVCache, ops: Ops, tap: Tap = NULL) -
     config = llama.config
     cos, sin = rope_angles(cache.length, len(x), llama, ops)  # (n, n_pair) each
     x = tap("inp_embd", x)  # (n, d)
+    here = ops
     for i, layer in enumerate(llama.blk):
-        at = tap.at(f"blk.{i}")
-        y = at("attn_norm", ops.rms_norm(x, layer.attn_norm, config.norm_eps))  # (n, d)
-        q, k, v = project_qkv(y, layer, config, ops, at)  # (n, n_head | n_head_kv, head_dim)
-        q = at("attn_q_rope", ops.rope(q, cos, sin, config.rope_kind))
-        k = at("attn_k_rope", ops.rope(k, cos, sin, config.rope_kind))
+        last, here, at = here, ops.layer(i), tap.at(f"blk.{i}")
+        x, cos, sin = hand_over(last, here, x, cos, sin)
+        y = at("attn_norm", here.rms_norm(x, layer.attn_norm, config.norm_eps))  # (n, d)
+        q, k, v = project_qkv(y, layer, config, here, at)  # (n, n_head | n_head_kv, head_dim)
+        q = at("attn_q_rope", here.rope(q, cos, sin, config.rope_kind))
+        k = at("attn_k_rope", here.rope(k, cos, sin, config.rope_kind))
         k, v = cache.append(i, k, v)  # (m, n_head_kv, head_dim) each
-        x = at("ffn_inp", x + attend(q, k, v, layer, ops, at))  # (n, d)
-        y = at("ffn_norm", ops.rms_norm(x, layer.ffn_norm, config.norm_eps))
-        x = at("l_out", x + feed_forward(y, layer, ops, at))  # (n, d)
+        x = at("ffn_inp", x + attend(q, k, v, layer, here, at))  # (n, d)
+        y = at("ffn_norm", here.rms_norm(x, layer.ffn_norm, config.norm_eps))
+        x = at("l_out", x + feed_forward(y, layer, here, at))  # (n, d)
+    (x,) = hand_over(here, ops, x)
     cache.advance(len(x))
     return tap("result_norm", ops.rms_norm(x, llama.output_norm, config.norm_eps))  # (n, d)
 

@@ -45,6 +45,9 @@ class Ops(Protocol):
     dtype: np.dtype[Any]
     threads: int
 
+    # Who computes block i of the language model: itself, unless two backends share the model (split.py).
+    def layer(self, i: int) -> Ops: ...
+
     # Between the file, NumPy and the backend.
     def matrix(self, tensor: Tensor) -> Matrix: ...
     def vector(self, tensor: Tensor) -> Array: ...
@@ -68,6 +71,11 @@ class Ops(Protocol):
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array: ...
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array: ...
     def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array: ...
+
+
+def hand_over(giver: Ops, taker: Ops, *arrays: Array) -> list[Array]:
+    """Arrays of one backend as another's, by way of NumPy; the same arrays if the two are one."""
+    return list(arrays) if giver is taker else [taker.array(giver.numpy(x)) for x in arrays]
 
 
 def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = None) -> Ops:

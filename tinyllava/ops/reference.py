@@ -16,7 +16,7 @@ from tinyllava.ops import Activation, Array, RopeKind, physical_cores
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
-    from tinyllava.ops import Matrix
+    from tinyllava.ops import Matrix, Ops
 
 KEEP_BYTES = 1 << 30  # matrices up to this total are kept as floats; others are dequantized at each use
 SCORE_ELEMENTS = 1 << 22  # the largest attention score matrix held at once (16 MiB in float32)
@@ -44,6 +44,10 @@ class NumpyOps:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.threads = threads or physical_cores()
         self._kept_bytes = 0
+
+    def layer(self, i: int) -> Ops:  # noqa: ARG002 (it is who shares a model that asks)
+        """The backend of the language model's block ``i``."""
+        return self
 
     # ---- between the file, NumPy and the backend
 

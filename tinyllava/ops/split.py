@@ -1,0 +1,50 @@
+"""Two backends that share one language model: its last blocks on a device, and all else on the host.
+
+    ops = split(host, device, n_layer=32, n_device=20)
+    ops.layer(11) is host and ops.layer(12) is device
+    ops.rms_norm(...)                                  # outside the blocks: the host's
+
+Counted as in llama.cpp (llama-model.cpp, load_tensors): the blocks from the last one, and when all of them are there,
+the output head as one more. With the head goes all the rest, so then there is nothing left to share.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from tinyllava.ops import Array, Ops
+
+
+def split(host: Ops, device: Ops, *, n_layer: int, n_device: int) -> Ops:
+    """The backend of a model of ``n_layer`` blocks, the last ``n_device`` of them on ``device``.
+
+    0 or less is the host itself; more than ``n_layer``, with the head, the device itself.
+    """
+    if n_device <= 0:
+        return host
+    if n_device > n_layer:
+        return device
+    return cast("Ops", Split(host, device, n_layer - n_device))  # its other operations: __getattr__
+
+
+class Split:
+    """The host's operations, but for the blocks from ``first`` on the device's."""
+
+    def __init__(self, host: Ops, device: Ops, first: int) -> None:
+        self.host = host
+        self.device = device
+        self.first = first
+        self.name = f"{host.name}+{device.name}"
+
+    def layer(self, i: int) -> Ops:
+        """The backend of block ``i``."""
+        return self.device if i >= self.first else self.host
+
+    def numpy(self, values: Array) -> Array:
+        """An array of either backend in NumPy, so that a tap need not know who made it."""
+        return values if type(values) is np.ndarray else self.device.numpy(values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.host, name)
