@@ -4,7 +4,7 @@
     ops.layer(11) is host and ops.layer(12) is device
     ops.rms_norm(...)                                  # outside the blocks: the host's
 
-Counted as in llama.cpp (llama-model.cpp, load_tensors): the blocks from the last one, and when all of them are there,
+Counted as in llama.cpp (llama-model.cpp, load_tensors): the blocks from the last, and when all of them are there,
 the output head as one more. With the head goes all the rest, so then there is nothing left to share.
 """
 
