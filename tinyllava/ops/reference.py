@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.ops import Activation, Array, RopeKind, physical_cores
+from tinyllava.ops.blas import limit_blas
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
@@ -36,13 +37,14 @@ class DenseMatrix:
 
 
 class NumpyOps:
-    """The reference backend. ``threads`` is kept for reports: NumPy's BLAS has its own (see cli.py's -t)."""
+    """The reference backend. ``threads`` bounds NumPy's matrix products, in the whole process (see blas.py)."""
 
     name = "numpy"
 
     def __init__(self, dtype: str = "float32", threads: int | None = None) -> None:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.threads = threads or physical_cores()
+        limit_blas(self.threads)
         self._kept_bytes = 0
 
     def layer(self, i: int) -> Ops:  # noqa: ARG002 (it is who shares a model that asks)
