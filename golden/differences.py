@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomllib  # Python 3.11
 from PIL import Image
 
 from golden.clip_models import VISION, write_mmproj
@@ -25,6 +24,7 @@ from tinyllava import demo, load
 from tinyllava.files.gguf import open_gguf
 from tinyllava.llava import LLaVA, VisionModel
 from tinyllava.profile import LLAVA, PROFILES, Profile
+from tinyllava.study.differences import read_table
 from tinyllava.vision.clip import VisionConfig, load_vision
 from tinyllava.vision.projector import load_projector
 
@@ -50,7 +50,7 @@ class Figures:
 
 def read() -> dict[str, Any]:
     """The whole file: "demo", and "difference", a list."""
-    return tomllib.loads(FILE.read_text())
+    return read_table(FILE.read_text())
 
 
 def flipped(difference: dict[str, Any]) -> Profile:
@@ -84,7 +84,7 @@ def with_choices(model: str, profile: Profile) -> LLaVA:
         file = open_gguf(path)
         config = VisionConfig.from_gguf(file, profile)
         tower, projector = load_vision(file, config, base.ops), load_projector(file, config, base.ops)
-        eye = VisionModel(file.path, config, tower, projector)
+        eye = VisionModel(file.path, config, tower, projector, base.ops)
         return LLaVA(base.ops, profile, text=base.text, vision=eye)
 
 

@@ -41,3 +41,26 @@ def test_every_choice_is_made_by_some_profile_and_read_somewhere() -> None:
         assert f".{field.name}" in code, field.name
         values = {getattr(value, field.name) for value in PROFILES.values()}
         assert len(values) > 1 or field.name == "anyres_pad_colour"
+
+
+# Each value as it stands in the pinned source that golden/known_differences.toml names.
+DRAWN = {
+    "llava": {"temperature": 0.2, "top_k": 50, "top_p": 1.0, "min_p": 0.0},
+    "hf": {"temperature": 0.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0},
+    "llava-cli": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
+    "mtmd": {"temperature": 0.2, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_run_samples_by_its_profiles_defaults(name: str) -> None:
+    from tinyllava.commands.run import read_sampling
+    from tinyllava.commands.run_options import make_parser
+    from tinyllava.text.sampling import Sampling
+
+    def read(*words: str) -> Sampling:
+        return read_sampling(make_parser("run").parse(["--compat", name, *words]))
+
+    assert read() == Sampling(**DRAWN[name])
+    chosen = read("--temp", "1.5", "--top-k", "0", "--min-p", "0.1", "--seed", "3")
+    assert chosen == Sampling(**{**DRAWN[name], "temperature": 1.5, "top_k": 0, "min_p": 0.1, "seed": 3})

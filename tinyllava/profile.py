@@ -136,8 +136,20 @@ class Profile:
     """Texts that end an answer, beside the end tokens. The original stops at its template's separator, which
     is an end token; the rest is here so that a model that runs on does not answer itself."""
 
+    # ---- default sampling, as far as nobody says otherwise (text/sampling.py)
+
     temperature: float = 0.2
-    """Default sampling temperature; 0 is greedy."""
+    """0 is greedy: always the most probable token."""
+
+    top_k: int = 50
+    """The most probable tokens that are drawn from; 0: all. The original's cli.py sets none: 50 is what
+    transformers' generate() draws from then."""
+
+    top_p: float = 1.0
+    """The probability that the tokens drawn from have together; 1: all."""
+
+    min_p: float = 0.0
+    """The share of the best token's probability that others must reach; 0: none."""
 
     max_tokens: int = 512
     """Default limit of an answer's length in tokens; -1: all that the context has room for."""
@@ -178,6 +190,9 @@ PROFILES: dict[str, Profile] = {
             wording="native",
             templates="vicuna",
             temperature=0.8,
+            top_k=40,
+            top_p=0.95,
+            min_p=0.05,
             max_tokens=256,
         ),
         Profile(
@@ -195,6 +210,9 @@ PROFILES: dict[str, Profile] = {
             projector_gelu="gelu_tanh",
             wording="chat_template",
             stop_texts=("ASSISTANT:",),
+            top_k=40,
+            top_p=0.95,
+            min_p=0.05,
             max_tokens=-1,
         ),
     )

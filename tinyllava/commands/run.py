@@ -124,13 +124,15 @@ def _read_text(path: Path) -> str:
 
 
 def read_sampling(arguments: argparse.Namespace) -> Sampling:
-    """The sampling settings: what was set, and the defaults for the rest."""
+    """The sampling settings: what was set, and the profile's for the rest."""
     from tinyllava.profile import profile
     from tinyllava.text.sampling import Sampling
 
     names = {field.name for field in fields(Sampling)}
     chosen = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    return Sampling(**{"temperature": profile(arguments.compat).temperature, **chosen})
+    p = profile(arguments.compat)
+    usual = {"temperature": p.temperature, "top_k": p.top_k, "top_p": p.top_p, "min_p": p.min_p}
+    return Sampling(**{**usual, **chosen})
 
 
 def check_pictures(task: Task) -> None:

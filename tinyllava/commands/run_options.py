@@ -79,7 +79,7 @@ _INPUTS: list[tuple[str, dict[str, Any]]] = [
 ]
 _SAMPLING: list[tuple[str, Callable[[str], Any], str]] = [
     ("--temperature --temp", real, "0: always the most probable token (default 0.2)"),
-    ("--top-k", whole, "keep the N most probable tokens; 0: all"),
+    ("--top-k", whole, "keep the N most probable tokens; 0: all (default 50)"),
     ("--top-p", real, "keep the fewest tokens with this probability together"),
     ("--min-p", real, "keep tokens with this share of the best one's probability"),
     ("--typical-p --typical", real, "keep locally typical tokens with this probability together"),
@@ -112,7 +112,7 @@ def make_parser(command: str, description: str = DESCRIPTION) -> Parser:
     group = parser.add_argument_group("model, pictures, prompt")
     for names, settings in _INPUTS:
         parser.option(group, names, **settings)
-    for title, table in (("sampling (off unless said otherwise)", _SAMPLING), ("size and speed", _LIMITS)):
+    for title, table in (("sampling (another --compat, other defaults)", _SAMPLING), ("size and speed", _LIMITS)):
         group = parser.add_argument_group(title)
         for names, kind, help in table:
             parser.option(group, names, type=kind, metavar="N", help=help)
@@ -124,7 +124,7 @@ def make_parser(command: str, description: str = DESCRIPTION) -> Parser:
     for name, default, help in _NAMES:
         parser.option(group, name, metavar="NAME", default=default, help=help)
     group = parser.add_argument_group("output")
-    parser.option(group, "--json", action="store_true", help="one JSON object for each answer, at its end")
+    parser.option(group, "--json", action="store_true", help="a line of JSON for each answer, at its end")
     parser.option(group, "-q --quiet", action="store_true", help="nothing on stderr but errors")
     parser.add_standard_options(group)
     return parser

@@ -7,6 +7,8 @@ one is a link to it, so that an installed tinyllava has it, too. Each entry name
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -122,15 +124,34 @@ def describe(field: str, pair: tuple[Any, Any]) -> str:
 
 @cache
 def table() -> list[dict[str, Any]]:
-    """The table's entries. None where it was not installed, or nothing reads TOML (Python 3.10)."""
-    try:
-        import tomllib
-    except ImportError:
-        return []
+    """The table's entries; none where the file was not installed."""
     if not FILE.exists():
         return []
-    entries: list[dict[str, Any]] = tomllib.loads(FILE.read_text(encoding="utf-8"))["difference"]
+    entries: list[dict[str, Any]] = read_table(FILE.read_text(encoding="utf-8"))["difference"]
     return entries
+
+
+# A header, [[of a list]] or [of a table], or a key with its value, on one line or as a list on several.
+_LINE = re.compile(r"^(?:\[\[(\w+)\]\]|\[(\w+)\]|([\w-]+) = (\[\n(?: .*\n)*\]|.+))$", re.MULTILINE)
+
+
+def read_table(text: str) -> dict[str, Any]:
+    """The TOML that known_differences.toml is written in: its values are JSON, but for a comma before "]".
+
+    Python reads all of TOML since 3.11 only.
+    """
+    tables: dict[str, Any] = {}
+    here = tables
+    for found in _LINE.finditer(text):
+        listed, single, key, value = found.groups()
+        if key:
+            here[key] = json.loads(re.sub(r",\s*\]$", "]", value))
+        elif listed:
+            here = {}
+            tables.setdefault(listed, []).append(here)
+        else:
+            here = tables[single] = {}
+    return tables
 
 
 def _plain(value: Any) -> Any:

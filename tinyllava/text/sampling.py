@@ -67,7 +67,8 @@ def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. The defaults are those of the original's cli.py: temperature 0.2, all else off.
+    """How tokens are chosen. The defaults: temperature 0.2 as in the original's cli.py, all else off. The command
+    line takes a profile's instead (profile.py).
 
     UsageError, naming the command line's option, for a value outside its range.
     """
