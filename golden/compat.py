@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,15 +62,42 @@ RANDOM_ANSWERS = [
     for size in ((100, 60), (57, 333), (40, 30))
     for question in ("What is it?", "Where is the cat, and why?")
 ]
-# (picture of demo/scenes, question), for the embedded pair
+# (picture of demo/scenes, or the demo's own, question), for the embedded pair
 DEMO_ANSWERS = [
+    ("demo.png", "What is in the picture?"),
+    ("demo.png", "Describe the picture."),
+    ("demo.png", "Is there a cat in the picture?"),
+    ("demo.png", "What is to the left of the dog?"),
     ("00.png", "What is this?"),
     ("03.png", "What objects are in the picture?"),
+    ("06.png", "What is in the picture?"),
+    ("12.png", "Describe the picture."),
+    ("16.png", "How many objects are there?"),
     ("22.png", "Describe the picture."),
+    ("23.png", "What do you see here?"),
+    ("25.png", "What is this?"),
+    ("27.png", "What objects are in the picture?"),
+    ("29.png", "What is in the picture?"),
     ("31.png", "What color is the background?"),
+    ("33.png", "What color is the background?"),
+    ("35.png", "What is this?"),
+    ("38.png", "Describe the picture."),
+    ("40.png", "What is in the picture?"),
+    ("41.png", "What objects are in the picture?"),
     ("45.png", "What is in the picture?"),
+    ("49.png", "Describe the picture."),
+    ("51.png", "Is there a dog in the picture?"),
     ("52.png", "What objects are in the picture?"),
 ]
+
+
+def picture_path(name: str) -> Path:
+    """Where a picture of DEMO_ANSWERS lies, or a file of the demo."""
+    folder = Path(__file__).parent
+    demo = folder.parent / "tinyllava" / "demo" / name
+    return demo if name.startswith("demo") else folder / "demo" / "scenes" / name
+
+
 # Token ids around a picture (IMAGE) for the two implementations on PyTorch, whatever they mean.
 IMAGE = -200
 TORCH_PROMPTS = ([1, 300, 290, IMAGE, 310, 320, 305, 288], [1, 278, IMAGE, 412, 99, 7])

@@ -40,6 +40,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "answers-mtmd": ("compat_answers", "make_mtmd", ()),
     "answers-llava": ("torch_answers", "make_original", ()),
     "answers-hf": ("torch_answers", "make_hf", ()),
+    "demo-llava": ("demo_answers", "make_original", ()),
+    "demo-hf": ("demo_answers", "make_hf", ()),
     "hub-prompts": ("torch_answers", "make_hub_ids", ("tokenizer_model",)),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }

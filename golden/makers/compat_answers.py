@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from golden.compat import ANSWER_TOKENS, DEMO_ANSWERS, RANDOM_ANSWERS, SPECS
-from golden.manifest import FOLDER, record, save_json, versions
+from golden.compat import ANSWER_TOKENS, DEMO_ANSWERS, RANDOM_ANSWERS, SPECS, picture_path
+from golden.manifest import record, save_json, versions
 from golden.models import LANGUAGE, write_language_model, write_mmproj
 from golden.pictures import picture
 
-DEMO = FOLDER.parent / "tinyllava" / "demo"
 TOLERANCE = "exact: greedy text"
 
 
@@ -27,9 +26,9 @@ def cases(folder: Path) -> list[tuple[str, Path, Path, Path, str]]:
         write_mmproj(mmproj, SPECS[spec])
         Image.fromarray(picture(width, height)).save(image)
         found.append((f"{spec}|{width}x{height}|{question}", folder / "vicuna.gguf", mmproj, image, question))
-    pair = DEMO / "demo-model.gguf", DEMO / "demo-mmproj.gguf"
-    for scene, question in DEMO_ANSWERS:
-        found.append((f"demo|{scene}|{question}", *pair, FOLDER / "demo" / "scenes" / scene, question))
+    pair = picture_path("demo-model.gguf"), picture_path("demo-mmproj.gguf")
+    for file, question in DEMO_ANSWERS:
+        found.append((f"demo|{file}|{question}", *pair, picture_path(file), question))
     return found
 
 
