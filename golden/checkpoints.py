@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from golden.clip_models import ClipSpec, original_clip
+from golden.clip_models import ClipSpec, hf_clip_config, original_clip
 from golden.draw import uniform
 from golden.models import LlamaSpec, hf_config, hf_state_dict
 from golden.tokenizer_files import llama3_files, qwen2_files, spm_files, spm_json_files, to_bytes
@@ -241,17 +241,7 @@ VISION_MODEL = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision
 
 def clip_config(vision: ClipSpec) -> dict[str, Any]:
     """A CLIPVisionConfig."""
-    return {
-        "hidden_size": vision.n_embd,
-        "intermediate_size": vision.n_ff,
-        "num_hidden_layers": vision.n_block + 1,
-        "num_attention_heads": vision.n_head,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_act": vision.activation,
-        "layer_norm_eps": vision.norm_eps,
-        "projection_dim": 32,
-    }
+    return hf_clip_config(vision) | {"projection_dim": 32}
 
 
 def tower_config(spec: CheckpointSpec) -> dict[str, Any]:

@@ -6,6 +6,7 @@ run: `n_block`; the checkpoint that it stands for has one more, so its features 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -224,6 +225,20 @@ def hf_clip(spec: ClipSpec) -> dict[str, Array]:
     for name, values in weights(spec.seed, last_norm, GAINS).items():
         state["vision_model." + name.replace("v.post_ln", "post_layernorm")] = values
     return state
+
+
+def hf_clip_config(spec: ClipSpec) -> dict[str, Any]:
+    """A CLIPVisionConfig of the tower: with one block more than the file, as in hf_clip()."""
+    return {
+        "hidden_size": spec.n_embd,
+        "intermediate_size": spec.n_ff,
+        "num_hidden_layers": spec.n_block + 1,
+        "num_attention_heads": spec.n_head,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "hidden_act": spec.activation,
+        "layer_norm_eps": spec.norm_eps,
+    }
 
 
 def original_clip(spec: ClipSpec) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from golden.clip_models import VISION, ClipSpec
+from golden.clip_models import VISION, ClipSpec, hf_clip_config
 from golden.manifest import record, save_arrays, versions
 from golden.models import LANGUAGE, LlamaSpec, hf_config, hf_state_dict
 from golden.pictures import picture
@@ -76,17 +76,7 @@ def make_clip() -> None:
     """hf-clip.npz: <spec>.hidden, the input of block 0 and the output of each stored block, CLS first."""
     arrays = {}
     for spec in (VISION[name] for name in ("clip_15", "clip_gelu", "clip_silu")):
-        config = transformers.CLIPVisionConfig(
-            hidden_size=spec.n_embd,
-            intermediate_size=spec.n_ff,
-            num_hidden_layers=spec.n_block + 1,
-            num_attention_heads=spec.n_head,
-            image_size=spec.image_size,
-            patch_size=spec.patch_size,
-            hidden_act=spec.activation,
-            layer_norm_eps=spec.norm_eps,
-            attn_implementation="eager",
-        )
+        config = transformers.CLIPVisionConfig(**hf_clip_config(spec), attn_implementation="eager")
         state = {k.removeprefix("vision_model."): v for k, v in hf_state_dict(spec).items()}
         model = load(transformers.CLIPVisionModel(config), state)
         with torch.no_grad():

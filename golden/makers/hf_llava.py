@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from golden.clip_models import VISION, ClipSpec
+from golden.clip_models import VISION, ClipSpec, hf_clip_config
 from golden.makers.hf import load
 from golden.manifest import record, save_arrays, versions
 from golden.models import LANGUAGE, hf_config, hf_state_dict, original_clip
@@ -44,16 +44,7 @@ def pinpoints(spec: ClipSpec) -> list[list[int]]:
 
 def llava(spec: ClipSpec) -> Any:
     """LlavaForConditionalGeneration, or LlavaNext's where the spec has pinpoints."""
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=spec.n_embd,
-        intermediate_size=spec.n_ff,
-        num_hidden_layers=spec.n_block + 1,
-        num_attention_heads=spec.n_head,
-        image_size=spec.image_size,
-        patch_size=spec.patch_size,
-        hidden_act=spec.activation,
-        layer_norm_eps=spec.norm_eps,
-    )
+    vision = transformers.CLIPVisionConfig(**hf_clip_config(spec))
     text_config = hf_config(LANGUAGE["vicuna"])
     del text_config["architectures"], text_config["model_type"]
     text = transformers.LlamaConfig(**text_config)

@@ -11,7 +11,7 @@ from llava.model.llava_arch import unpad_image
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from golden.clip_models import VISION, ClipSpec
+from golden.clip_models import VISION, ClipSpec, hf_clip_config
 from golden.manifest import record, save_arrays, versions
 from golden.models import LANGUAGE, hf_config, hf_state_dict, original_clip
 from golden.pictures import picture
@@ -39,16 +39,7 @@ PATCHES_PER_TILE_SIDE = 24
 
 def save_tower(folder: str, spec: ClipSpec) -> None:
     """Write the vision tower where the original's loader expects one: config, weights, preprocessing."""
-    config = CLIPVisionConfig(
-        hidden_size=spec.n_embd,
-        intermediate_size=spec.n_ff,
-        num_hidden_layers=spec.n_block + 1,
-        num_attention_heads=spec.n_head,
-        image_size=spec.image_size,
-        patch_size=spec.patch_size,
-        hidden_act=spec.activation,
-        layer_norm_eps=spec.norm_eps,
-    )
+    config = CLIPVisionConfig(**hf_clip_config(spec))
     tower = CLIPVisionModel(config)
     state = {name: torch.from_numpy(values) for name, values in hf_state_dict(spec).items()}
     print(spec.name, tower.load_state_dict(state, strict=False))
