@@ -176,13 +176,16 @@ class Stream:
         hidden = self._prefill(prompt_embeddings(plan, pictures, llava), cache)  # (n, n_embd): the last piece
         clock.append(time.perf_counter())
 
-        answer = Answer(self)
+        def read(ids: list[int]) -> Array:  # one token (1,) -> the logits after it (1, n_vocab)
+            return unembed(forward(embed(ids, llama, ops), llama, cache, ops, at), llama, ops, at)
+
+        step = ops.repeat(read) if self.tap is NULL else read  # a tap must see each step for itself
+        answer, logits = Answer(self), unembed(hidden[-1:], llama, ops, at)
         while True:
-            logits = ops.numpy(unembed(hidden[-1:], llama, ops, at))[0]  # (n_vocab,)
-            yield from answer.take(self.sampler.sample(logits))
+            yield from answer.take(self.sampler.sample(ops.numpy(logits)[0]))
             if answer.finish_reason is not None:
                 break
-            hidden = forward(embed(answer.tokens[-1:], llama, ops), llama, cache, ops, at)  # (1, n_embd)
+            logits = step(answer.tokens[-1:])
         yield from answer.rest()
         clock.append(time.perf_counter())
         self._result = Result(

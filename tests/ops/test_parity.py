@@ -22,6 +22,9 @@ TOLERANCE = {
     "embed": 0.0,  # a copy of dequantized rows
     "linear": 1e-6,  # sums of 512 products in float32, in any order
     "linear of words": 2e-4,  # numbers rounded to 2^-13 of the largest of 32, or a little less
+    "linear of halves": 6e-4,  # inputs and weights rounded to 11 bits, each 2^-12 off on average
+    "linear of integers": 6e-5,  # inputs rounded to 2^-16 of the largest of 16
+    "embed of halves": 4e-4,  # weights rounded to 11 bits
     "linear of bytes": 1.2e-2,  # activations rounded to 2^-8 of the largest of 32, about 0.5% of a usual one
     "layer_norm": 1e-6,  # mean and variance in float32
     "rms_norm": 1e-6,
@@ -67,18 +70,44 @@ def close(op: str, found: np.ndarray, truth: np.ndarray) -> None:
     assert np.linalg.norm(found - truth) <= TOLERANCE[op] * np.linalg.norm(truth)
 
 
-def kind_of_linear(kind: str, ops: Ops) -> str:
-    """Which tolerance a product with weights of a format has."""
+def kind_of_linear(kind: str, ops: Ops, n: int) -> str:
+    """Which tolerance a product of n tokens with weights of a format has."""
+    if ops.name == "cupy" and kind != "F32":
+        if n > 1 or kind not in DEVICE_FORMATS:
+            return "linear of halves"
+        return "linear" if kind == "F16" else "linear of integers"
     if ops.name == "numpy" or kind not in LEVELS:
         return "linear"
     return "linear of bytes" if LEVELS[kind].sums else "linear of words"
 
 
-@pytest.fixture(params=[(b, t) for b in BACKENDS for t in (1, 3)], ids=lambda p: f"{p[0]}-{p[1]}")
+CPU = [pytest.param((name, n), id=f"{name}-{n}") for name in BACKENDS if name != "cupy" for n in (1, 3)]
+GPU = pytest.param(("cupy", None), id="cupy", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=[*CPU, GPU])
 def ops(request: pytest.FixtureRequest) -> Ops:
-    return select(request.param[0], threads=request.param[1])
+    return selected(*request.param)
 
 
+def selected(name: str, threads: int | None = None) -> Ops:
+    """A backend, or a test skipped for lack of a GPU."""
+    try:
+        return select(name, threads=threads)
+    except UsageError as error:
+        if name != "cupy":
+            raise
+        pytest.skip(str(error))
+
+
+def call(op: str, ops: Ops, *arguments: Any, **settings: Any) -> np.ndarray:
+    """An operation from NumPy to NumPy: arrays go to the backend, and its answer comes back."""
+    own = [ops.array(x) if isinstance(x, np.ndarray) else x for x in arguments]
+    return ops.numpy(getattr(ops, op)(*own, **settings))
+
+
+# Formats that the GPU multiplies straight from their blocks; the others it holds in half precision.
+DEVICE_FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 TRUTH = select("numpy", dtype="float64")
 
 
@@ -88,24 +117,25 @@ def test_linear(kind: str, n: int, ops: Ops) -> None:
     weight, x = tensor(kind, 37, 512), RNG.standard_normal((n, 512)).astype(np.float32)
     bias = RNG.standard_normal(37).astype(np.float32)
     truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias.astype(np.float64))
-    close(kind_of_linear(kind, ops), ops.linear(x, ops.matrix(weight), bias), truth)
+    close(kind_of_linear(kind, ops, n), call("linear", ops, x, ops.matrix(weight), bias), truth)
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_linears_are_linear_with_each(n: int, ops: Ops) -> None:
-    x, bias = RNG.standard_normal((n, 512)).astype(np.float32), RNG.standard_normal(37).astype(np.float32)
+    x, bias = (ops.array(RNG.standard_normal(shape)) for shape in ((n, 512), (37,)))
     weights = [ops.matrix(tensor(kind, rows, 512)) for kind, rows in (("Q4_K", 37), ("Q6_K", 16), ("Q8_0", 5))]
     biases = (bias, None, bias[:5])
     together = ops.linears(x, *zip(weights, biases, strict=True))
     for y, weight, one in zip(together, weights, biases, strict=True):
-        np.testing.assert_array_equal(y, ops.linear(x, weight, one))
+        np.testing.assert_array_equal(ops.numpy(y), ops.numpy(ops.linear(x, weight, one)))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_embed(kind: str, ops: Ops) -> None:
     table = tensor(kind, 11, 256)
     ids = [3, 3, 10, 0]
-    close("embed", ops.embed(ops.matrix(table), ids), TRUTH.embed(TRUTH.matrix(table), ids))
+    op = "embed of halves" if ops.name == "cupy" and kind not in DEVICE_FORMATS else "embed"
+    close(op, call("embed", ops, ops.matrix(table), ids), TRUTH.embed(TRUTH.matrix(table), ids))
 
 
 def test_a_matrix_too_large_to_keep_is_dequantized_at_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,13 +151,13 @@ def test_norms(op: str, ops: Ops) -> None:
     x, w, b = RNG.standard_normal((5, 96)) + 3, RNG.standard_normal(96), RNG.standard_normal(96)
     arguments = [x, w, b] if op == "layer_norm" else [x, w]
     truth = getattr(TRUTH, op)(*arguments, 1e-5)
-    close(op, getattr(ops, op)(*(ops.array(a) for a in arguments), 1e-5), truth)
+    close(op, call(op, ops, *arguments, 1e-5), truth)
 
 
 @pytest.mark.parametrize("kind", ["gelu_erf", "gelu_tanh", "gelu_quick", "silu"])
 def test_activation(kind: Any, ops: Ops) -> None:
     x = np.concatenate([RNG.standard_normal((7, 33)).ravel() * 4, [-1e4, -90.0, 0.0, 90.0, 1e4]])
-    close("activation", ops.activation(ops.array(x), kind), TRUTH.activation(x, kind))
+    close("activation", call("activation", ops, x, kind), TRUTH.activation(x, kind))
 
 
 def test_activations_by_hand() -> None:
@@ -140,7 +170,7 @@ def test_activations_by_hand() -> None:
 
 def test_swiglu(ops: Ops) -> None:
     gate, up = RNG.standard_normal((4, 64)) * 5, RNG.standard_normal((4, 64))
-    close("swiglu", ops.swiglu(ops.array(gate), ops.array(up)), TRUTH.swiglu(gate, up))
+    close("swiglu", call("swiglu", ops, gate, up), TRUTH.swiglu(gate, up))
 
 
 @pytest.mark.parametrize("kind", ["norm", "neox"])
@@ -148,7 +178,7 @@ def test_swiglu(ops: Ops) -> None:
 def test_rope(kind: Any, n_rot: int, ops: Ops) -> None:
     x, angle = RNG.standard_normal((3, 2, 12)), RNG.standard_normal((3, n_rot // 2))
     truth = TRUTH.rope(x, np.cos(angle), np.sin(angle), kind)
-    close("rope", ops.rope(ops.array(x), ops.array(np.cos(angle)), ops.array(np.sin(angle)), kind), truth)
+    close("rope", call("rope", ops, x, np.cos(angle), np.sin(angle), kind), truth)
     np.testing.assert_allclose(np.linalg.norm(truth, axis=-1), np.linalg.norm(x, axis=-1))  # a rotation
     assert np.array_equal(truth[..., n_rot:], x[..., n_rot:])
 
@@ -163,9 +193,8 @@ def test_rope_by_hand() -> None:
 @pytest.mark.parametrize("n, m", [(1, 1), (1, 9), (5, 5), (4, 9)])
 def test_attention(n: int, m: int, causal: bool, ops: Ops) -> None:
     q, k, v = RNG.standard_normal((n, 6, 8)), RNG.standard_normal((m, 2, 8)), RNG.standard_normal((m, 2, 8))
-    arrays = [ops.array(a) for a in (q, k, v)]
-    close("attention", ops.attention(*arrays, causal=causal), attention_by_loops(q, k, v, causal))
-    weights = ops.attention_weights(*arrays[:2], causal=causal)
+    close("attention", call("attention", ops, q, k, v, causal=causal), attention_by_loops(q, k, v, causal))
+    weights = call("attention_weights", ops, q, k, causal=causal)
     close("attention_weights", weights, TRUTH.attention_weights(q, k, causal=causal))
     np.testing.assert_allclose(weights.sum(axis=-1), 1.0, rtol=1e-6)
 
@@ -180,6 +209,42 @@ def attention_by_loops(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool
             score = np.exp([vector @ k[j, kv] / np.sqrt(len(vector)) for j in range(seen)])
             y[i, head] = sum(s * v[j, kv] for j, s in enumerate(score / score.sum()))
     return y
+
+
+def test_places(ops: Ops) -> None:
+    """Rows written at a position come back with all before them; what is forgotten is written over."""
+    table, keys = RNG.standard_normal((9, 4)), RNG.standard_normal((5, 2, 8))
+    held = ops.zeros((2, 6, 8)), ops.zeros((2, 6, 8))
+    position = ops.position(6)
+    for start, rows in ((0, keys[:3]), (3, keys[3:])):
+        assert position.value == start
+        window = ops.window(ops.array(table), position, len(rows))
+        np.testing.assert_array_equal(ops.numpy(window), ops.numpy(ops.array(table[start : start + len(rows)])))
+        k, v = ops.extend(held, (ops.array(rows), ops.array(-rows)), position)
+        ops.move(position, len(rows))
+    np.testing.assert_array_equal(ops.numpy(k), ops.numpy(ops.array(keys)))
+    np.testing.assert_array_equal(ops.numpy(v), -ops.numpy(k))
+    ops.move(position, -4)
+    k, _ = ops.extend(held, (ops.array(keys[:1]), ops.array(keys[:1])), position)
+    np.testing.assert_array_equal(ops.numpy(k), ops.numpy(ops.array(keys[[0, 0]])))
+
+
+def test_a_step_repeated_is_the_step(ops: Ops) -> None:
+    """A count of what was asked so far, and the row asked for: the same from the fourth call as from the first."""
+    table = ops.matrix(tensor("F32", 8, 32))
+    position, places = ops.position(9), ops.array(np.arange(9.0)[:, None])  # (9, 1)
+    cos, sin = places, ops.array(np.zeros((9, 1)))
+
+    def step(ids: list[int]) -> Any:
+        x = ops.embed(table, ids).reshape(1, 16, 2)
+        turned = ops.rope(x, ops.window(cos, position, 1), ops.window(sin, position, 1), "norm")  # times position
+        ops.move(position, 1)
+        return turned
+
+    again, rows = ops.repeat(step), ops.numpy(ops.embed(table, list(range(8)))).reshape(8, 16, 2)
+    for i, token in enumerate((3, 1, 4, 1, 5, 2, 6)):
+        np.testing.assert_array_equal(ops.numpy(again([token]))[0], rows[token] * i)
+        assert position.value == i + 1
 
 
 def test_attention_in_pieces_is_attention_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +279,10 @@ def test_levels_are_what_dequantizing_multiplies(kind: str) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"name": "torch"}, "backend: 'torch'; wanted auto or numpy or numba"),
+        ({"name": "torch"}, "backend: 'torch'; wanted auto or numpy or numba or cupy"),
         ({"dtype": "float16"}, "dtype: 'float16'; wanted float32 or float64"),
         ({"name": "numba", "dtype": "float64"}, "backend numba: dtype float64; wanted float32"),
+        ({"name": "cupy", "dtype": "float64"}, "backend cupy: dtype float64; wanted float32"),
         ({"threads": 0}, "threads: 0; wanted 1 or more"),
     ],
 )
@@ -225,8 +291,9 @@ def test_a_choice_that_does_not_exist(arguments: dict[str, Any], message: str) -
         select(**arguments)
 
 
-def test_all_backends_have_all_ops() -> None:
+@pytest.mark.parametrize("backend", [*BACKENDS[:2], pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_all_backends_have_all_ops(backend: str) -> None:
     names = {name for name in vars(Ops) if not name.startswith("_")} | set(Ops.__annotations__)
-    for backend in BACKENDS:
-        assert not {name for name in names if not hasattr(select(backend), name)}
+    ops = selected(backend)
+    assert not {name for name in names if not hasattr(ops, name)}
     assert {name.split()[0] for name in TOLERANCE} <= names

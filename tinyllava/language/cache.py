@@ -23,29 +23,41 @@ class KVCache:
 
     def __init__(self, config: LlamaConfig, n_ctx: int, ops: Ops) -> None:
         shape = (config.n_head_kv, n_ctx, config.head_dim)
-        self.k: list[Array] = [ops.layer(i).cache(shape) for i in range(config.n_layer)]
-        self.v: list[Array] = [ops.layer(i).cache(shape) for i in range(config.n_layer)]
+        self.layers = [ops.layer(i) for i in range(config.n_layer)]  # who computes and holds each layer
+        self.k: list[Array] = [here.cache(shape) for here in self.layers]
+        self.v: list[Array] = [here.cache(shape) for here in self.layers]
+        self.angles: tuple[Array, Array] | None = None  # RoPE's, of all n_ctx positions, once they are known
         self.n_ctx = n_ctx
-        self.length = 0
+        self.positions = {here: here.position(n_ctx) for here in (ops, *self.layers)}
+        self._position = self.positions[ops]
+
+    @property
+    def length(self) -> int:
+        """Positions that are filled."""
+        return self._position.value
+
+    def check_room(self, n: int) -> None:
+        """Raise ContextError unless ``n`` more positions fit."""
+        if self.length + n > self.n_ctx:
+            hint = f"Use -c {self.length + n}"
+            raise ContextError(
+                "context", f"{self.length + n} tokens", wanted=f"at most {self.n_ctx}", hint=hint
+            )
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Write k, v (n, n_head_kv, head_dim) after what layer ``layer`` holds; return all it holds then.
 
         The returned views have shape (length + n, n_head_kv, head_dim). ``length`` moves only by
-        :meth:`advance`, once every layer has written. Raises ContextError when the cache is full.
+        :meth:`advance`, once every layer has written.
         """
-        start, stop = self.length, self.length + len(k)
-        if stop > self.n_ctx:
-            limit = f"at most {self.n_ctx}"
-            raise ContextError("context", f"{stop} tokens", wanted=limit, hint=f"Use -c {stop}")
-        self.k[layer][:, start:stop] = k.transpose(1, 0, 2)  # (n_head_kv, n, head_dim)
-        self.v[layer][:, start:stop] = v.transpose(1, 0, 2)
-        return self.k[layer][:, :stop].transpose(1, 0, 2), self.v[layer][:, :stop].transpose(1, 0, 2)
+        here = self.layers[layer]
+        return here.extend((self.k[layer], self.v[layer]), (k, v), self.positions[here])
 
     def advance(self, n: int) -> None:
         """Count ``n`` more positions as filled."""
-        self.length += n
+        for here, position in self.positions.items():
+            here.move(position, n)
 
     def truncate(self, length: int) -> None:
         """Forget everything from position ``length`` on."""
-        self.length = int(np.clip(length, 0, self.length))
+        self.advance(int(np.clip(length, 0, self.length)) - self.length)

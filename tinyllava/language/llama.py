@@ -78,7 +78,8 @@ def forward(x: Array, llama: Llama, cache: KVCache, ops: Ops, tap: Tap = NULL) -
     causal for both, as in the original LLaVA. Extends the cache by n tokens; ContextError if they do not fit.
     """
     config = llama.config
-    cos, sin = rope_angles(cache.length, len(x), llama, ops)  # (n, n_pair) each
+    cache.check_room(len(x))
+    cos, sin = next_angles(len(x), llama, cache, ops)  # (n, n_pair) each
     x = tap("inp_embd", x)  # (n, d)
     here = ops
     for i, layer in enumerate(llama.blk):
@@ -129,6 +130,15 @@ def feed_forward(x: Array, layer: Layer, ops: Ops, tap: Tap) -> Array:
     gate, up = tap("ffn_gate", gate), tap("ffn_up", up)  # (n, n_ff) each
     hidden = tap("ffn_swiglu", ops.swiglu(gate, up))  # (n, n_ff)
     return tap("ffn_down", ops.linear(hidden, layer.ffn_down, layer.ffn_down_bias))  # (n, d)
+
+
+def next_angles(n: int, llama: Llama, cache: KVCache, ops: Ops) -> tuple[Array, Array]:
+    """cos and sin (n, n_pair) for the next n tokens, out of a table of all positions that is made once."""
+    if cache.angles is None:
+        cache.angles = rope_angles(0, cache.n_ctx, llama, ops)
+    cos, sin = cache.angles  # (n_ctx, n_pair) each
+    start = cache.positions[ops]
+    return ops.window(cos, start, n), ops.window(sin, start, n)
 
 
 def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ Letters in the shapes: n tokens, d features, h heads, g kv heads, k head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]  # a float array of the backend's own kind (NumPy's, or one that behaves so)
 Activation = Literal["gelu_erf", "gelu_tanh", "gelu_quick", "silu"]
 RopeKind = Literal["norm", "neox"]
-BACKENDS = ("numpy", "numba")
+BACKENDS = ("numpy", "numba", "cupy")
 
 
 def on_compile() -> None:
@@ -38,12 +39,20 @@ class Matrix(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
+class Position(Protocol):
+    """How many of ``limit`` places of a sequence are filled. A backend may also keep count on its device."""
+
+    limit: int
+    value: int
+
+
 class Ops(Protocol):
     """The names of all operations. Formulas and sources: reference.py."""
 
     name: str
     dtype: np.dtype[Any]
     threads: int
+    batch: int  # tokens of a prompt that are best read at once
 
     # Who computes block i of the language model: itself, unless two backends share the model (split.py).
     def layer(self, i: int) -> Ops: ...
@@ -55,6 +64,15 @@ class Ops(Protocol):
     def numpy(self, values: Array) -> Array: ...
     def zeros(self, shape: tuple[int, ...]) -> Array: ...
     def cache(self, shape: tuple[int, ...]) -> Array: ...
+
+    # Places in a sequence, and steps that are taken again and again.
+    def position(self, limit: int) -> Position: ...
+    def move(self, position: Position, n: int) -> None: ...
+    def window(self, table: Array, start: Position, n: int) -> Array: ...
+    def extend(
+        self, held: tuple[Array, Array], rows: tuple[Array, Array], start: Position
+    ) -> tuple[Array, Array]: ...
+    def repeat(self, step: Callable[[list[int]], Array]) -> Callable[[list[int]], Array]: ...
 
     # Weights.
     def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array: ...
@@ -79,29 +97,42 @@ def hand_over(giver: Ops, taker: Ops, *arrays: Array) -> list[Array]:
 
 
 def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = None) -> Ops:
-    """The backend called ``name``: "numpy" (the reference), "numba", or "auto" (the fastest for ``dtype``).
+    """The backend called ``name``: "numpy" (the reference), "numba", "cupy" (a GPU), or "auto".
 
+    "auto" is the fastest that is here: cupy if CuPy imports and a device answers, else numba; for float64, numpy.
     ``threads`` bounds the backend's own threads; None means one for each physical core.
-    Raises UsageError for a name or a dtype that does not exist, or that do not go together.
+    Raises UsageError for a name or a dtype that does not exist, or that do not go together, and if "cupy" cannot
+    be had.
     """
     if dtype not in ("float32", "float64"):
         raise UsageError("dtype", repr(dtype), wanted="float32 or float64")
     if threads is not None and threads < 1:
         raise UsageError("threads", str(threads), wanted="1 or more")
-    if name == "auto":
-        name = "numba" if dtype == "float32" else "numpy"
+    if name == "auto" and dtype == "float32":
+        try:
+            return select("cupy")
+        except UsageError:  # no CuPy, or no device for it
+            name = "numba"
+    name = "numpy" if name == "auto" else name
+    if name not in BACKENDS:
+        raise UsageError("backend", repr(name), wanted=" or ".join(("auto", *BACKENDS)))
     if name == "numpy":
         from tinyllava.ops.reference import NumpyOps
 
         return NumpyOps(dtype, threads)
+    if dtype != "float32":
+        hint = "The numpy backend computes in float64"
+        raise UsageError(f"backend {name}", f"dtype {dtype}", wanted="float32", hint=hint)
     if name == "numba":
-        if dtype != "float32":
-            hint = "The numpy backend computes in float64"
-            raise UsageError("backend numba", f"dtype {dtype}", wanted="float32", hint=hint)
         from tinyllava.ops.numba_ops import NumbaOps
 
         return NumbaOps(threads)
-    raise UsageError("backend", repr(name), wanted=" or ".join(("auto", *BACKENDS)))
+    from tinyllava.ops.cuda_device import open_cupy
+
+    open_cupy()
+    from tinyllava.ops.cupy_ops import CupyOps
+
+    return CupyOps()
 
 
 def processors() -> int:

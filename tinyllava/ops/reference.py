@@ -7,12 +7,13 @@ Letters in the shapes: n tokens, d features, h heads, g kv heads, k head_dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava.ops import Activation, Array, RopeKind, physical_cores
+from tinyllava.ops import Activation, Array, Position, RopeKind, physical_cores
 from tinyllava.ops.blas import limit_blas
 
 if TYPE_CHECKING:
@@ -36,10 +37,19 @@ class DenseMatrix:
         return tuple(self.tensor.shape)
 
 
+class Place:
+    """A position: how many of ``limit`` places are filled."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.value = 0
+
+
 class NumpyOps:
     """The reference backend. ``threads`` bounds NumPy's matrix products, in the whole process (see blas.py)."""
 
     name = "numpy"
+    batch = 512
 
     def __init__(self, dtype: str = "float32", threads: int | None = None) -> None:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
@@ -78,6 +88,41 @@ class NumpyOps:
     def cache(self, shape: tuple[int, ...]) -> Array:
         """Zeros that will hold keys or values. A backend may keep them in half precision."""
         return self.zeros(shape)
+
+    # ---- places in a sequence, and steps that are taken again and again
+
+    def position(self, limit: int) -> Position:
+        """A sequence of at most ``limit`` places, none of them filled."""
+        return Place(limit)
+
+    def move(self, position: Position, n: int) -> None:
+        """Count n more places as filled, or -n fewer."""
+        position.value += n
+
+    def window(self, table: Array, start: Position, n: int) -> Array:
+        """The rows of a table (limit, ...) that belong to the next n places -> (n, ...)."""
+        return table[start.value : start.value + n]
+
+    def extend(
+        self, held: tuple[Array, Array], rows: tuple[Array, Array], start: Position
+    ) -> tuple[Array, Array]:
+        """Write the rows (n, g, k) of the next n places into what is held (g, limit, k), for keys and for values.
+
+        Returns all that is held then, (start + n, g, k) each: views. ``start`` stays where it is.
+        """
+        stop = start.value + len(rows[0])
+        for memory, new in zip(held, rows, strict=True):
+            memory[:, start.value : stop] = new.transpose(1, 0, 2)  # (g, n, k)
+        k, v = (memory[:, :stop].transpose(1, 0, 2) for memory in held)
+        return k, v
+
+    def repeat(self, step: Callable[[list[int]], Array]) -> Callable[[list[int]], Array]:
+        """``step`` itself, or what does the same faster when called often, each time with one token.
+
+        Whatever else ``step`` uses must stay in place; of what changes, only positions may. The answer is good
+        until the next call.
+        """
+        return step
 
     # ---- weights
 

@@ -1,0 +1,77 @@
+"""A step of decoding, recorded once as a CUDA graph and replayed.
+
+A token of a 7B model takes some 500 launches, and each costs the host about as long as the device needs for it. A
+graph is launched as one. What changes from one replay to the next must then be read from device memory: the token,
+and how many places of the cache are filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cupy
+import numpy as np
+
+if TYPE_CHECKING:
+    from tinyllava.ops import Array
+    from tinyllava.ops.cupy_ops import CupyOps
+
+Step = Callable[[Any], "Array"]
+
+
+class DevicePosition:
+    """A position that the host counts in ``value`` and the device in ``device``, an int32 array (1,)."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.value = 0
+        self.device = cupy.zeros(1, cupy.int32)
+
+
+class Window:
+    """While a step is recorded: an array of which the position, known only at replay, says what counts."""
+
+    def __init__(self, array: Any, position: DevicePosition) -> None:
+        self.array = array
+        self.position = position
+
+
+class Replay:
+    """``step(ids)``, for one token: the first call runs it, the second records it, all later ones replay that."""
+
+    def __init__(self, step: Step, ops: CupyOps) -> None:
+        self.step = step
+        self.ops = ops
+        self.ids = cupy.zeros(1, cupy.int32)
+        self.stream = cupy.cuda.Stream()  # it waits for the default stream, and the default stream for it
+        self.pool = cupy.cuda.MemoryPool()  # the recorded arrays' own: nobody else may get their memory
+        self.moves: list[tuple[DevicePosition, int]] = []  # what a step does to positions
+        self.ran = False
+        self.graph: Any = None
+        self.result: Any = None
+
+    def __call__(self, ids: list[int]) -> Array:
+        full = any(position.value + n > position.limit for position, n in self.moves)
+        if not self.ran or len(ids) != 1 or full:  # a full cache: the step itself says so
+            self.ran = True
+            return self.step(ids)
+        self.ids.set(np.array(ids, np.int32))
+        if self.graph is None:
+            self._record()
+        else:
+            for position, n in self.moves:
+                position.value += n
+        self.graph.launch(self.stream)
+        result: Array = self.result
+        return result
+
+    def _record(self) -> None:
+        with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
+            self.stream.begin_capture()
+            self.ops.recording = self.moves
+            try:
+                self.result = self.step(self.ids)
+            finally:
+                self.ops.recording = None
+                self.graph = self.stream.end_capture()

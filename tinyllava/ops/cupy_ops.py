@@ -1,0 +1,345 @@
+"""The same operations on a GPU, through CuPy.
+
+One token is multiplied by kernels that read the weights straight from their blocks; many tokens by cuBLAS in half
+precision with float32 sums, quantized weights being dequantized for it piece by piece. All else is float32.
+
+Where the numbers differ from the reference: one token is rounded to 16 bits for each 16 numbers when its weights
+are quantized; many tokens, and weights dequantized for them, to half precision unless the weights are float32;
+keys and values of such models are kept in half precision; formats without a kernel are held in half precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cupy
+import numpy as np
+import numpy.typing as npt
+from cupy.cuda import device
+from cupy_backends.cuda.libs import cublas
+
+from tinyllava.ops import Activation, Array, Ops, Position, RopeKind, physical_cores
+from tinyllava.ops.cupy_graph import DevicePosition, Replay, Window
+from tinyllava.ops.cupy_kernels import FOLDER, kernels
+from tinyllava.ops.cupy_matrix import DeviceMatrix, upload
+
+if TYPE_CHECKING:
+    from tinyllava.files.gguf import Tensor
+    from tinyllava.ops import Matrix
+
+ACTIVATIONS: dict[Activation, int] = {"gelu_erf": 0, "gelu_tanh": 1, "gelu_quick": 2, "silu": 3}  # cuda/rows.cu
+ROWS_OF_BLOCK = 16  # WARPS * ROWS in cuda/matvec.cu
+CHUNK = 64  # keys for each block in cuda/attention_token.cu
+QUERIES = 64  # for each block in cuda/attention.cu
+FLASH = (FOLDER / "attention.cu").exists()
+TILE_BYTES = 1 << 27  # of dequantized weights at once
+TYPE_OF = {"float16": 2, "float32": 0}  # cudaDataType
+ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+
+class CupyOps:
+    """The CuPy backend: float32 only. ``threads`` is for those who ask: the work is the device's."""
+
+    name = "cupy"
+    batch = 1024
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
+        self.threads = threads or physical_cores()
+        self.kernels = kernels()
+        self.recording: list[tuple[DevicePosition, int]] | None = None  # cupy_graph.py's, while it records
+        self._half = False  # whether any weights are less than float32
+        self._done = cupy.zeros(1024, cupy.int32)  # counters of cuda/attention_token.cu, one for each head
+
+    def layer(self, i: int) -> Ops:  # noqa: ARG002
+        return self
+
+    # ---- between the file, NumPy and the backend
+
+    def matrix(self, tensor: Tensor) -> Matrix:
+        """Hold a 2-D tensor (d_out, d_in) on the device, in its blocks; what has no kernel in half precision."""
+        weight = upload(tensor)
+        self._half = self._half or weight.kind != "F32"
+        return weight
+
+    def vector(self, tensor: Tensor) -> Array:
+        return self.array(tensor.dequantize())
+
+    def array(self, values: npt.ArrayLike) -> Array:
+        return _array(cupy.asarray(np.ascontiguousarray(values, dtype=np.float32)))
+
+    def numpy(self, values: Array) -> Array:
+        """The only operation that waits for the device."""
+        return _array(cupy.asnumpy(values))
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        return _array(cupy.zeros(shape, cupy.float32))
+
+    def cache(self, shape: tuple[int, ...]) -> Array:
+        """Half precision beside quantized or half-precision weights; float32 beside float32."""
+        return _array(cupy.zeros(shape, cupy.float16 if self._half else cupy.float32))
+
+    # ---- places in a sequence, and steps that are taken again and again
+
+    def position(self, limit: int) -> Position:
+        return DevicePosition(limit)
+
+    def move(self, position: Position, n: int) -> None:
+        assert isinstance(position, DevicePosition)
+        position.value += n
+        self.kernels.launch("move", 1, 1, position.device, n)
+        if self.recording is not None:
+            self.recording.append((position, n))
+
+    def window(self, table: Array, start: Position, n: int) -> Array:
+        if self.recording is not None:
+            assert isinstance(start, DevicePosition)
+            return _array(Window(table, start))
+        return table[start.value : start.value + n]
+
+    def extend(
+        self, held: tuple[Array, Array], rows: tuple[Array, Array], start: Position
+    ) -> tuple[Array, Array]:
+        assert isinstance(start, DevicePosition)
+        (keys, values), (k, v) = held, (_floats(x) for x in rows)
+        n, n_head, width = k.shape
+        place = self._place(start)
+        self.kernels.launch(
+            "extend", (-(-k.size // 256), 2), 256,
+            k, v, keys, values, *place, n, n_head, keys.shape[1], width, keys.dtype == np.float16,
+        )  # fmt: skip
+        if self.recording is not None:
+            return _array(Window(keys, start)), _array(Window(values, start))
+        stop = start.value + n
+        return keys[:, :stop].transpose(1, 0, 2), values[:, :stop].transpose(1, 0, 2)
+
+    def repeat(self, step: Callable[[list[int]], Array]) -> Callable[[list[int]], Array]:
+        return Replay(step, self)
+
+    def _place(self, start: DevicePosition) -> tuple[Any, int]:
+        """Where a position is, as kernels are told: on the device while a step is recorded, else by number."""
+        return (None, start.value) if self.recording is None else (start.device, 0)
+
+    # ---- weights
+
+    def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array:
+        assert isinstance(table, DeviceMatrix)
+        index = cupy.asarray(ids, dtype=cupy.int32)
+        y = cupy.empty((len(index), table.shape[1]), cupy.float32)
+        self.kernels.launch(
+            "embed", len(index), 256, table.data, table.n_blocks, table.format, index, table.shape[1], y
+        )
+        return _array(y)
+
+    def linear(self, x: Array, weight: Matrix, bias: Array | None = None) -> Array:
+        return self.linears(x, (weight, bias))[0]
+
+    def linears(self, x: Array, *layers: tuple[Matrix, Array | None]) -> list[Array]:
+        rows = _floats(x).reshape(-1, x.shape[-1])  # (n, d_in)
+        if len(rows) == 1 and len(layers) <= 3 and all(_device(w).rows_are_aligned for w, _ in layers):
+            products = self._multiply_token(rows, *layers)
+        else:
+            products = self._multiply_rows(rows, *layers)
+        return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in products]
+
+    def _multiply_token(self, x: Any, *layers: tuple[Matrix, Array | None]) -> list[Any]:
+        """x (1, d_in) @ W^T + b for up to three W at once -> (1, d_out) each, side by side in memory."""
+        weights = [_device(weight) for weight, _ in layers]
+        d_in, d_out = x.shape[1], [weight.shape[0] for weight in weights]
+        y = cupy.empty((1, sum(d_out)), cupy.float32)
+        loops = max(1, sum(d_out) // (ROWS_OF_BLOCK * 4 * self.kernels.processors))
+        products: list[Any] = []
+        for weight, (_, bias) in zip(weights, layers, strict=True):
+            products += [weight.data, bias, weight.shape[0], weight.format]
+        products += [None, None, 0, 0] * (3 - len(layers))
+        n_blocks = sum(-(-rows // (loops * ROWS_OF_BLOCK)) for rows in d_out)
+        shared = 4 * d_in if any(weight.is_float for weight in weights) else 5 * d_in // 2
+        self.kernels.launch("matvec", n_blocks, 256, x, d_in, loops, y, *products, shared=shared)
+        ends = np.cumsum(d_out).tolist()
+        return [y[:, end - rows : end] for rows, end in zip(d_out, ends, strict=True)]
+
+    def _multiply_rows(self, x: Any, *layers: tuple[Matrix, Array | None]) -> list[Any]:
+        """x (n, d_in) @ W^T + b -> (n, d_out) each, by cuBLAS."""
+        products = []
+        half = self._halves(x) if any(_device(weight).kind != "F32" for weight, _ in layers) else None
+        for matrix, bias in layers:
+            weight = _device(matrix)
+            d_out, d_in = weight.shape
+            y = cupy.empty((len(x), d_out), cupy.float32)
+            if weight.is_float:
+                own = weight.kind == "F32"
+                _gemm(x if own else half, weight.data.view(np.float32 if own else np.float16), y, 0, d_out)
+            else:
+                step = max(1, TILE_BYTES // (2 * d_in))
+                for start in range(0, d_out, step):
+                    stop = min(start + step, d_out)
+                    _gemm(half, self._dequantize(weight, start, stop), y, start, stop)
+            if bias is not None:
+                self.kernels.launch("add_bias", -(-y.size // 256), 256, y, bias, np.uint64(y.size), d_out)
+            products.append(y)
+        return products
+
+    def _dequantize(self, weight: DeviceMatrix, start: int, stop: int) -> Any:
+        """Rows start..stop of a quantized matrix in half precision."""
+        n = weight.shape[1] // weight.type.block_size  # blocks of a row
+        y = cupy.empty((stop - start, weight.shape[1]), cupy.float16)
+        count = (stop - start) * n
+        self.kernels.launch(
+            "dequantize", min(-(-count * 8 // 256), 64 * self.kernels.processors), 256,
+            weight.data, weight.n_blocks, weight.format, np.uint64(start * n), np.uint64(count), y,
+        )  # fmt: skip
+        return y
+
+    def _halves(self, x: Any) -> Any:
+        """Floats in half precision."""
+        x = _floats(x)
+        if x.size % 4:
+            return x.astype(cupy.float16)
+        y = cupy.empty(x.shape, cupy.float16)
+        self.kernels.launch("halve", -(-x.size // 1024), 256, x, y, np.uint64(x.size))
+        return y
+
+    # ---- norms and activations
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        x = _floats(x)
+        y = cupy.empty_like(x)
+        d = x.shape[-1]
+        self.kernels.launch("layer_norm", x.size // d, 256, x, weight, bias, y, d, eps)
+        return _array(y)
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        x = _floats(x)
+        y = cupy.empty_like(x)
+        n, d = x.size // x.shape[-1], x.shape[-1]
+        self.kernels.launch("rms_norm", n, 1024 if n == 1 else 256, x, weight, y, d, eps)
+        return _array(y)
+
+    def activation(self, x: Array, kind: Activation) -> Array:
+        x = _floats(x)
+        y = cupy.empty_like(x)
+        self.kernels.launch("activation", -(-x.size // 256), 256, x, y, np.uint64(x.size), ACTIVATIONS[kind])
+        return _array(y)
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        gate, up = _floats(gate), _floats(up)
+        y = cupy.empty_like(gate)
+        self.kernels.launch("swiglu", -(-gate.size // 256), 256, gate, up, y, np.uint64(gate.size))
+        return _array(y)
+
+    # ---- attention
+
+    def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array:
+        x = _floats(x)
+        y = cupy.empty_like(x)
+        place: tuple[Any, int] = (None, 0)
+        if isinstance(cos, Window) and isinstance(sin, Window):
+            place = (cos.position.device, 0)
+            cos, sin = cos.array, sin.array
+        n, n_head, width = x.shape
+        pairs = cos.shape[-1]
+        self.kernels.launch(
+            "rope", -(-n * n_head * (width - pairs) // 256), 256,
+            x, _floats(cos), _floats(sin), y, *place, n, n_head, width, pairs, kind == "norm",
+        )  # fmt: skip
+        return _array(y)
+
+    def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array:
+        q = _floats(q)
+        n, _, width = q.shape
+        position = None
+        if isinstance(k, Window) and isinstance(v, Window):
+            position = k.position.device
+            k, v = k.array.transpose(1, 0, 2), v.array.transpose(1, 0, 2)
+        k, v = _side_by_side(k), _side_by_side(v)
+        y = cupy.empty_like(q)
+        if n == 1 and width in (64, 128) and k.strides == v.strides and k.strides[0] == k.itemsize * width:
+            self._attend_token(q, k, v, y, position)
+        elif n > 1 and width in (64, 128) and self._half and FLASH:
+            self._attend_block(q, k, v, y, causal)
+        else:
+            self._attend_any(q, k, v, y, position, causal)
+        return _array(y)
+
+    def _attend_token(self, q: Any, k: Any, v: Any, y: Any, position: Any) -> None:
+        """One token, its keys and values (m, g, k) where the cache holds them."""
+        (_, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
+        chunks = -(-m // CHUNK)
+        partial = cupy.empty((n_head, chunks, width + 2), cupy.float32)
+        name = f"attend_token_{'h' if k.dtype == np.float16 else 'f'}{width}"
+        n_ctx = k.strides[1] // k.strides[0]  # rows between one head's first and the next one's
+        self.kernels.launch(
+            name, (chunks, n_head), 128,
+            q, k, v, y, partial, self._done, position, m, n_head // n_head_kv, n_ctx, 1 / math.sqrt(width),
+        )  # fmt: skip
+
+    def _attend_block(self, q: Any, k: Any, v: Any, y: Any, causal: bool) -> None:
+        """Many tokens at once, keys and values in half precision."""
+        (n, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
+        k, v = (x if x.dtype == np.float16 else self._halves(x) for x in (k, v))
+        strides = [stride // x.itemsize for x in (k, v) for stride in x.strides[:2]]
+        self.kernels.launch(
+            f"flash_attention_h{width}", (-(-n // QUERIES), n_head), 128,
+            q, k, v, y, n, n_head, n_head_kv, m, *strides, causal, 1 / math.sqrt(width),
+        )  # fmt: skip
+
+    def _attend_any(self, q: Any, k: Any, v: Any, y: Any, position: Any, causal: bool) -> None:
+        (n, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
+        strides = [stride // x.itemsize for x in (k, v) for stride in x.strides[:2]]
+        self.kernels.launch(
+            "attend_any", -(-n * n_head // 4), 128,
+            q, k, v, y, position, n, n_head, n_head // n_head_kv, m, width, *strides,
+            k.dtype == np.float16, causal, 1 / math.sqrt(width),
+        )  # fmt: skip
+
+    def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array:
+        n, n_head, width = q.shape
+        m, n_head_kv, _ = k.shape
+        groups = q.transpose(1, 0, 2).reshape(n_head_kv, -1, width)  # (g, h/g * n, k)
+        scores = groups @ k.astype(cupy.float32).transpose(1, 2, 0)  # (g, h/g * n, m)
+        scores = scores.reshape(n_head, n, m) / math.sqrt(width)
+        if causal:
+            visible = cupy.arange(m) <= cupy.arange(m - n, m)[:, None]  # (n, m)
+            scores = cupy.where(visible, scores, -np.inf)
+        weights = cupy.exp(scores - scores.max(axis=-1, keepdims=True))
+        return _array(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def _gemm(x: Any, weight: Any, y: Any, start: int, stop: int) -> None:
+    """y[:, start:stop] = x (n, d_in) @ weight^T, for weight (stop - start, d_in); sums in float32.
+
+    cuBLAS counts along columns first: to it, each of these is its own transpose.
+    """
+    n, d_in = x.shape
+    kind = TYPE_OF[x.dtype.name]
+    cublas.gemmEx(
+        device.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, stop - start, n, d_in,
+        ONE.ctypes.data, weight.data.ptr, kind, d_in, x.data.ptr, kind, d_in,
+        ZERO.ctypes.data, y.data.ptr + 4 * start, TYPE_OF["float32"], y.shape[1],
+        cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
+    )  # fmt: skip
+
+
+def _array(x: Any) -> Array:
+    """x, which is CuPy's: to those who check types, arrays are NumPy's."""
+    array: Array = x
+    return array
+
+
+def _device(weight: Matrix) -> DeviceMatrix:
+    assert isinstance(weight, DeviceMatrix)
+    return weight
+
+
+def _floats(x: Any) -> Any:
+    """x as float32, one number after the other."""
+    if x.dtype == np.float32 and x.flags.c_contiguous:
+        return x
+    return cupy.ascontiguousarray(x, dtype=cupy.float32)
+
+
+def _side_by_side(x: Any) -> Any:
+    """Keys or values whose features lie side by side; copied only if they do not."""
+    return x if x.strides[-1] == x.itemsize else cupy.ascontiguousarray(x)
