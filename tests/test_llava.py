@@ -173,7 +173,7 @@ def test_sampling_with_a_seed_repeats_itself(folder: Path) -> None:
     [
         ("", 0, {}, UsageError, "prompt: empty"),
         ("  \n", 1, {}, UsageError, "prompt: empty"),
-        ("<image> and <image>", 1, {}, UsageError, "2 times <image>, but 1 picture"),
+        ("<image> and <image>", 1, {}, UsageError, "<image> twice, but 1 picture"),
         ("hello", 0, {"template": "alpaca"}, UsageError, "template: 'alpaca'; wanted auto, vicuna"),
         ("hello", 0, {"max_tokens": 5000}, ContextError, r"Use -c \d+ or more"),
         ("hello", 0, {"max_tokens": 0}, UsageError, "max_tokens: 0; wanted 1 or more"),

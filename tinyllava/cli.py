@@ -5,6 +5,7 @@
     2  bad input, in one line: where, what was found, what was wanted, what to do
     130  Ctrl-C
     141  whoever read the output went away (``| head``), as the shell counts it for C programs
+    143  SIGTERM (``kill``), with unfinished files removed as after Ctrl-C
 
 A command is a module in tinyllava/commands with ``main(words) -> exit code``. It is imported when it is
 called, and imports NumPy only when it works, so that help answers at once.
@@ -14,14 +15,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from tinyllava import __version__
 from tinyllava.errors import TinyLLaVAError, UsageError
 
-BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143
 
 #: Command -> what it does, for the overview.
 COMMANDS = {
@@ -59,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
     try:
-        code = dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # here, where a broken pipe is still caught
+        with ended_by_kill():
+            code = dispatch(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()  # here, where a broken pipe is still caught
         return code
-    except SystemExit as end:  # help and version
+    except SystemExit as end:  # help, version, and SIGTERM
         return int(end.code or 0)
     except TinyLLaVAError as error:
         return complain(str(error))
@@ -78,6 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         # On a terminal, ^C stands at the end of a line that is not finished.
         print("\n" * sys.stderr.isatty() + "tinyllava: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def ended_by_kill() -> Iterator[None]:
+    """Inside, SIGTERM ends the program as an exception does, so that files half written are removed."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    unset = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    ours = unset and threading.current_thread() is threading.main_thread()
+    if not ours:  # signals are the main thread's, and whoever has a handler keeps it
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def dispatch(argv: list[str]) -> int:

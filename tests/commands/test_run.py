@@ -123,14 +123,14 @@ def test_the_prompt_from_a_file_and_its_tokens(files: Files, capsys: Out) -> Non
 
 
 def test_quiet_says_nothing_but_the_answer(files: Files, capsys: Out) -> None:
-    assert cli.main(files.pair("--image", files.picture, "-n", 2, "-q", "--mlock", "-ngl", 9)) == 0
+    assert cli.main(files.pair("--image", files.picture, "-n", 2, "-q", "--mlock", "-ngl", 0)) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_ignored_options_are_noted_in_one_line(files: Files, capsys: Out) -> None:
-    assert cli.main(files.pair("--image", files.picture, "-n", 1, "--mlock", "-ngl", 9)) == 0
+    assert cli.main(files.pair("--image", files.picture, "-n", 1, "--mlock", "--keep", 9)) == 0
     err = capsys.readouterr().err
-    assert err.startswith("note: --mlock, -ngl: accepted, but without effect in tinyllava\n")
+    assert err.startswith("note: --mlock, --keep: accepted, but without effect in tinyllava\n")
     assert "note: without -p, the question is 'describe the image in detail.'" in err
 
 
@@ -172,7 +172,7 @@ def test_bad_input_about_files(files: Files, capsys: Out) -> None:
         ([*ask, "-c", 8], "context: "),
         ([*ask, "--template", "y"], "template: 'y'; wanted auto, vicuna"),
         ([*ask, "-l", "999999+1"], "--logit-bias: token 999999; wanted 0.."),
-        ([*ask, "-p", "<image> and <image>"], "prompt: 2 times <image>, but 1 picture"),
+        ([*ask, "-p", "<image> and <image>"], "prompt: <image> twice, but 1 picture"),
         (files.pair("--image", files.model, "-p", "x"), f"{files.model}: "),
         (["inspect", files.picture], f"{files.picture}: this is a PNG picture; wanted a GGUF file."),
     ):
@@ -208,6 +208,16 @@ def test_ctrl_c_exits_with_130(files: Files, start: Start) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.decode().strip() == "tinyllava: interrupted"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_kill_exits_with_143(files: Files, start: Start) -> None:
+    process = start(*endless(files))
+    assert process.stdout is not None
+    assert process.stdout.read(1) != b""
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and b"Traceback" not in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")

@@ -256,8 +256,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
-def test_a_real_ctrl_c(checkpoints: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_ctrl_c_or_kill(checkpoints: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     words = ["convert", str(checkpoints / "llava16"), "-o", str(tmp_path / "out"), "-q"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -265,9 +266,9 @@ def test_a_real_ctrl_c(checkpoints: Path, tmp_path: Path) -> None:
     assert process.stdout is not None and process.stdout.readline() == "mmproj\n"
     assert (tmp_path / "out").is_dir()  # something is there to be cleared away
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == code and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 

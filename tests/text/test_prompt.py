@@ -316,9 +316,9 @@ def test_each_slot_gets_its_picture() -> None:
 @pytest.mark.parametrize(
     ("text", "n_pictures", "words"),
     [
-        ("<image>", 0, "prompt: 1 times <image>, but 0 pictures. Give one --image for each"),
-        ("<image><image>", 1, "2 times <image>, but 1 picture. "),
-        ("<image>", 3, "1 times <image>, but 3 pictures"),
+        ("<image>", 0, "prompt: <image> once, but 0 pictures. Give one --image for each"),
+        ("<image><image>", 1, "<image> twice, but 1 picture. "),
+        ("<image>", 3, "<image> once, but 3 pictures"),
     ],
 )
 def test_slots_and_pictures_must_match(text: str, n_pictures: int, words: str) -> None:

@@ -149,6 +149,6 @@ def _no_folder(folder: Path) -> FileError:
     if folder.exists():
         return FileError(folder, "a file", wanted="the folder that config.json and the weights lie in")
     beside = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-    close = get_close_matches(folder.name, beside, n=1, cutoff=0.5)
+    close = get_close_matches(folder.name, beside, n=1, cutoff=0.7)
     hint = f"The nearest is {folder.parent / close[0]}" if close else "Check the path"
     return FileError(folder, "no such folder", hint=hint)

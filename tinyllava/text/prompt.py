@@ -258,7 +258,8 @@ def place_pictures(
     """
     n_slots = sum(isinstance(part, ImageSlot) for part in parts)
     if n_slots != len(pictures):
-        found = f"{n_slots} times {IMAGE}, but {len(pictures)} picture{'s' * (len(pictures) != 1)}"
+        times = ("nowhere", "once", "twice")[n_slots] if n_slots < 3 else f"{n_slots} times"
+        found = f"{IMAGE} {times}, but {len(pictures)} picture{'s' * (len(pictures) != 1)}"
         raise UsageError("prompt", found, hint=f"Give one --image for each {IMAGE}")
     waiting = iter(pictures)
     placed: list[Part] = []

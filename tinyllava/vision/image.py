@@ -68,13 +68,13 @@ def decode(source: Source, exif: Exif = "ignore") -> Pixels:
     One departure: Pillow's convert() cuts 16-bit grey off at 255, so that X-rays and depth maps turn white.
     Here their high byte is taken, which is what Pillow itself does with 16-bit colour.
 
-    Raises PictureError when the source is missing, broken, no picture, or has more than MAX_PIXELS pixels;
-    the last is known from the header, before memory is asked for.
+    Raises PictureError when the source is missing, broken, no picture, 32-bit grey, or has more than MAX_PIXELS
+    pixels; the last is known from the header, before memory is asked for.
     """
     where = _name(source)
     with _pillow(where), _opened(source) as image:
         _header_size(image, where)
-        rgb = _to_rgb(_upright(image) if exif == "rotate" else image)
+        rgb = _to_rgb(_upright(image) if exif == "rotate" else image, where)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise PictureError(where, f"decodes to an array of shape {rgb.shape}", wanted="(height, width, 3)")
     return rgb
@@ -105,7 +105,7 @@ def _pillow(where: str) -> Iterator[None]:
         except PictureError:
             raise
         except Image.DecompressionBombError as error:
-            raise PictureError(where, f"too large: {error}", hint=_TOO_LARGE) from None
+            raise PictureError(where, f"too large: {str(error).rstrip('.')}", hint=_TOO_LARGE) from None
         except UnidentifiedImageError:
             raise PictureError(where, "not a picture in a format that Pillow opens") from None
         except MemoryError:
@@ -168,10 +168,16 @@ def _upright(image: PILImage.Image) -> PILImage.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _to_rgb(image: PILImage.Image) -> Pixels:
-    """Pillow's image as pixels (h, w, 3). Modes "I" and "I;16*" are how Pillow holds 16-bit grey."""
+def _to_rgb(image: PILImage.Image, where: str) -> Pixels:
+    """Pillow's image as pixels (h, w, 3). Modes "I" and "I;16*" are how Pillow holds 16-bit grey.
+
+    PictureError for numbers in mode "I" that need more than 16 bits: nothing says which of them is white.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(image), 0, 0xFFFF)  # (h, w)
+        grey = np.asarray(image)  # (h, w)
+        if grey.size and not 0 <= int(grey.min()) <= int(grey.max()) <= 0xFFFF:
+            found = f"32-bit grey, from {grey.min()} to {grey.max()}"
+            raise PictureError(where, found, wanted="0..65535", hint="Convert it to 8 or 16 bits first")
         high_byte = (grey.astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(high_byte[:, :, None], 3, axis=2)  # (h, w, 3)
     return np.array(image.convert("RGB"))  # (h, w, 3), a copy of its own
