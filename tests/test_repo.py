@@ -21,7 +21,7 @@ LAYERS = [
     {"tinyllava.files"},
     {"tinyllava.ops", "tinyllava.weights"},
     {"tinyllava.vision", "tinyllava.language", "tinyllava.text"},
-    {"tinyllava.llava", "tinyllava.generate", "tinyllava.taps"},
+    {"tinyllava.llava", "tinyllava.generate", "tinyllava.offload", "tinyllava.taps"},
     {"tinyllava.study", "tinyllava.convert"},
     {"tinyllava.commands", "tinyllava.cli", "tinyllava.__main__"},
 ]

@@ -25,7 +25,8 @@ from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.language import llama as language
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
-from tinyllava.ops import Array, Ops, hand_over, processors, select
+from tinyllava.offload import Placement, estimate, place
+from tinyllava.ops import Array, Ops, hand_over, processors
 from tinyllava.profile import Profile, profile
 from tinyllava.text.sampling import Sampling
 from tinyllava.text.tokenizer import Tokenizer
@@ -78,38 +79,52 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     n_ctx: int | None = None,
-    n_batch: int = 512,
+    n_batch: int | None = None,
     dtype: str = "float32",
     compat: str = "llava",
+    n_gpu_layers: int | str | None = None,
 ) -> LLaVA:
     """Load a GGUF pair; neither given means the embedded demo pair.
 
     A language model alone answers text; an mmproj alone encodes pictures. Weights stay memory-mapped.
 
-    backend  "numpy" (the reference), "numba", or "auto" (the fastest that computes in ``dtype``)
+    backend  "numpy" (the reference), "numba", "cupy" (a GPU), or "auto" (the fastest that computes in ``dtype``)
     threads  for the backend, at most the processors there are; None: the physical cores
     n_ctx    the most tokens of a prompt and its answer together; None: what the model was trained for
-    n_batch  tokens of a prompt processed at once
+    n_batch  tokens of a prompt processed at once; None: what suits the backend
     dtype    "float32", or "float64" with the numpy backend: the truth that errors are measured against
     compat   the profile (profile.py): whose choices to follow where implementations of LLaVA differ
+    n_gpu_layers  layers on the GPU, from the last; the output head counts as one; "all", 0, or None: what fits
 
     Raises FileError, ModelError or UsageError, each one line that says what to do.
     """
     started = time.perf_counter()
-    for name, number in (("n_ctx", n_ctx), ("n_batch", n_batch)):
+    _check_positive(n_ctx=n_ctx, n_batch=n_batch)
+    choices = profile(compat)
+    files = _open(model, mmproj)
+    usable = threads and min(threads, processors())
+    where = place(backend, n_gpu_layers, lambda: estimate(*files, n_ctx), dtype=dtype, threads=usable)
+    text = None if files[0] is None else _load_language(files[0], where.language)
+    vision = None if files[1] is None else _load_vision(files[1], choices, where.vision)
+    llava = LLaVA(where.language, choices, text=text, vision=vision, n_ctx=n_ctx, n_batch=n_batch)
+    llava.placement = where
+    llava.load_s = time.perf_counter() - started
+    return llava
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
         if number is not None and number < 1:
             raise UsageError(name, str(number), wanted="1 or more")
+
+
+def _open(model: PathLike | None, mmproj: PathLike | None) -> tuple[GGUFFile | None, GGUFFile | None]:
+    """The files of a pair, or one of them; without any, the embedded pair."""
     if model is None and mmproj is None:
         from tinyllava import demo
 
         model, mmproj = demo.MODEL, demo.MMPROJ
-    choices = profile(compat)
-    ops = select(backend, dtype=dtype, threads=threads and min(threads, processors()))
-    text = None if model is None else _load_language(open_gguf(model), ops)
-    vision = None if mmproj is None else _load_vision(open_gguf(mmproj), choices, ops)
-    llava = LLaVA(ops, choices, text=text, vision=vision, n_ctx=n_ctx, n_batch=n_batch)
-    llava.load_s = time.perf_counter() - started
-    return llava
+    return None if model is None else open_gguf(model), None if mmproj is None else open_gguf(mmproj)
 
 
 def _load_language(file: GGUFFile, ops: Ops) -> LanguageModel:
@@ -138,14 +153,15 @@ class LLaVA:
         text: LanguageModel | None,
         vision: VisionModel | None,
         n_ctx: int | None = None,
-        n_batch: int = 512,
+        n_batch: int | None = None,
     ) -> None:
         _check_pair(text, vision)
         self.ops = ops
         self.profile = choices
         self.text = text
         self.vision = vision
-        self.n_batch = n_batch
+        self.placement = Placement(ops, vision.ops if vision else ops)
+        self.n_batch = n_batch or ops.batch
         self.n_ctx = n_ctx or (text.llama.config.n_ctx_train if text else 0)
         self.load_s = 0.0
 

@@ -24,9 +24,20 @@ class FarArray(np.ndarray):
         found = getattr(ufunc, method)(*plain, **settings)
         return out[0] if out else far(found)
 
+    def __array_function__(self, function: Any, _types: Any, inputs: Any, settings: Any) -> Any:
+        return far(function(*(_near(x) for x in inputs), **settings))
+
     def __setitem__(self, key: Any, value: Any) -> None:
         assert isinstance(value, FarArray), "the host's values written into the device's memory"
         super().__setitem__(key, value)
+
+
+def _near(x: Any) -> Any:
+    """A function's argument, one array or a list of them, without the mark; it must have it."""
+    if isinstance(x, list | tuple) and any(isinstance(item, np.ndarray) for item in x):
+        return [_near(item) for item in x]
+    assert type(x) is not np.ndarray, "two memories in one function"
+    return x.view(np.ndarray) if isinstance(x, FarArray) else x
 
 
 def far(x: Any) -> Any:

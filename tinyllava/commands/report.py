@@ -55,11 +55,8 @@ class Report:
 
     def ignored(self, arguments: argparse.Namespace) -> None:
         """Name the options that were taken for llama-llava-cli's sake."""
-        names = list(arguments.ignored)
-        if arguments.n_gpu_layers not in (None, "0"):
-            names.append("-ngl")
-        if names:
-            self.note(f"{', '.join(names)}: accepted, but without effect in tinyllava")
+        if arguments.ignored:
+            self.note(f"{', '.join(arguments.ignored)}: accepted, but without effect in tinyllava")
 
     # ---- progress: the callback of LLaVA
 
@@ -91,6 +88,8 @@ class Report:
         self.begin()
         ops = llava.ops
         self.say(f"{plan.family}, {ops.name} backend, {ops.dtype.name}, {_count(ops.threads, 'thread')}")
+        if llava.placement.n_layers:
+            self.say(layers_on_gpu(llava))
         self.say(f"template {plan.template} ({plan.template_reason.removeprefix(f'{plan.template}: ')})")
         for i, picture in enumerate(plan.pictures):
             name = sources[i].name if len(sources) == len(plan.pictures) else f"picture {i + 1}"
@@ -127,6 +126,12 @@ class Report:
             self.note(f"the answer was cut after {_count(plan.max_tokens, 'token')}; -n allows more")
 
 
+def layers_on_gpu(llava: LLaVA) -> str:
+    """``on the GPU: 20 of 33 layers, the image encoder``."""
+    parts = [f"{llava.placement.n_layers} of {llava.text.llama.config.n_layer + 1} layers"] if llava.text else []
+    return f"on the GPU: {', '.join(parts + ['the image encoder'] * (llava.vision is not None))}"
+
+
 def describe(picture: PicturePlan) -> str:
     """``640x480 px, resized into 672x672 px, 2x2 tiles of 336 px and the whole picture``."""
     rows, columns = picture.grid
@@ -146,6 +151,7 @@ def as_json(result: Result, plan: Plan, llava: LLaVA, sampling: Sampling, images
         "n_ctx": llava.n_ctx,
         "n_batch": llava.n_batch,
         "threads": llava.ops.threads,
+        "n_gpu_layers": llava.placement.n_layers,
         "dtype": llava.ops.dtype.name,
         "compat": llava.profile.name,
         "template": plan.template,

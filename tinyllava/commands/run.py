@@ -166,10 +166,13 @@ def load_pair(arguments: argparse.Namespace, report: Report) -> LLaVA:
         backend=arguments.backend,
         threads=threads if threads and threads > 0 else None,
         n_ctx=arguments.ctx_size or None,
-        n_batch=arguments.batch_size or 512,
+        n_batch=arguments.batch_size or None,
         dtype=arguments.dtype,
         compat=arguments.compat,
+        n_gpu_layers=arguments.n_gpu_layers,
     )
+    for note in llava.placement.notes:
+        report.note(note)
     if threads and threads > llava.ops.threads:
         report.note(f"-t {threads}: only {llava.ops.threads} processors are there to use")
     for note in llava.tokenizer.notes:

@@ -97,10 +97,10 @@ _LIMITS: list[tuple[str, Callable[[str], Any], str]] = [
     ("-c --ctx-size", whole, "most tokens in all; 0: what the model was made for (default)"),
     ("-b --batch-size", whole, "tokens of the prompt processed at once (default 512)"),
     ("-t --threads", whole, "threads (default: the physical cores)"),
-    ("-ngl --n-gpu-layers --gpu-layers", gpu_layers, "accepted; there is no GPU backend yet"),
+    ("-ngl --n-gpu-layers --gpu-layers", gpu_layers, "layers on the GPU; 99 or all: all (default: what fits)"),
 ]
 _NAMES: list[tuple[str, str, str]] = [
-    ("--backend", "auto", "numpy, numba, or auto (default), the fastest"),
+    ("--backend", "auto", "numpy, numba, cupy (a GPU), or auto (default), the fastest"),
     ("--dtype", "float32", "float32 (default), or float64 with numpy"),
     ("--compat", "llava", "whose details to follow, where programs differ (default llava)"),
 ]

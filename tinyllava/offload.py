@@ -1,0 +1,162 @@
+"""Which parts of a model pair a GPU computes: as -ngl asks, and as its memory allows.
+
+Layers count as in llama.cpp: N is the last N blocks of the language model and, once all of them are there, its
+output head as one more. With N > 0 the image encoder and the projector are on the GPU, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tinyllava.errors import UsageError
+from tinyllava.language.config import read_config
+from tinyllava.ops import Ops, select
+from tinyllava.ops.cuda_device import free_bytes, guard_memory, in_gib
+from tinyllava.ops.split import split
+
+if TYPE_CHECKING:
+    from tinyllava.files.gguf import GGUFFile, Tensor
+
+ALL = 1 << 30  # layers: more than any model has
+USUAL_CONTEXT = 4096  # tokens that room is left for when the user names no number
+CACHE_BYTES = 2  # of a number in the cache: half precision
+SCRATCH_BYTES = 512 << 20  # of libraries, of activations, of pieces of matrices that are no longer in blocks
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who computes the language model, and who the image encoder; ``notes`` tell of what was asked in vain."""
+
+    language: Ops
+    vision: Ops
+    n_layers: int = 0  # on the GPU, the head counted as one
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of the GPU's memory that a pair takes."""
+
+    blocks: tuple[int, ...]  # each block of the language model with its cache, in order
+    rest: int  # its head, its embeddings and its norms
+    vision: int  # image encoder, projector, and room to work for everyone
+
+    def bytes(self, n_layers: int) -> int:
+        """What ``n_layers`` take."""
+        if n_layers <= 0:
+            return 0
+        head = self.rest if n_layers > len(self.blocks) else 0
+        return self.vision + head + sum(self.blocks[max(0, len(self.blocks) - n_layers) :])
+
+    def most(self, free: int) -> int:
+        """The largest number of layers that ``free`` bytes hold; 0 if not even one."""
+        fitting = [n for n in range(1, self.all_layers + 1) if self.bytes(n) <= free]
+        return max(fitting, default=0)
+
+    @property
+    def all_layers(self) -> int:
+        """Everything: the blocks and the head."""
+        return len(self.blocks) + 1
+
+
+def read_layers(value: int | str | None) -> int | None:
+    """What -ngl says: a number of layers, ALL for "all", None for nothing, "auto" or llama.cpp's -1: what fits."""
+    if value is None or value == "auto":
+        return None
+    if value == "all":
+        return ALL
+    try:
+        n_layers = int(value)
+    except ValueError:
+        raise UsageError("n_gpu_layers", repr(value), wanted="a number, 'all' or 'auto'") from None
+    return None if n_layers < 0 else n_layers
+
+
+def place(
+    backend: str,
+    n_gpu_layers: int | str | None,
+    need: Callable[[], Need],
+    *,
+    dtype: str = "float32",
+    threads: int | None = None,
+) -> Placement:
+    """The backends for a pair that needs ``need()``.
+
+    A GPU that "auto" chose takes what fits. One that was asked for by name, or a number of layers, is a promise:
+    UsageError if there is no such GPU, or not the memory. -ngl without any GPU is a note, as in llama.cpp.
+    """
+    wanted = read_layers(n_gpu_layers)
+    if wanted == 0 and backend == "cupy":
+        backend = "numba"
+    if backend not in ("auto", "cupy") or dtype != "float32" or wanted == 0:
+        cpu = {"float32": "numba"}.get(dtype, "numpy") if backend == "auto" else backend
+        host = select(cpu, dtype=dtype, threads=threads)
+        notes = (f"-ngl {n_gpu_layers} has no effect: {host.name} computes on the CPU",) if wanted else ()
+        return Placement(host, host, notes=notes)
+    try:
+        device = select("cupy")
+    except UsageError as error:
+        if backend == "cupy":
+            raise
+        host = select("numba", threads=threads)
+        hint = f". {error.hint}" if error.hint else ""
+        notes = (f"-ngl {n_gpu_layers} has no effect: {error.found}{hint}",) if wanted else ()
+        return Placement(host, host, notes=notes)
+    promised = wanted is not None or (backend == "cupy" and n_gpu_layers is None)
+    return fit(device, ALL if wanted is None else wanted, need(), promised=promised, threads=threads)
+
+
+def fit(device: Ops, wanted: int, need: Need, *, promised: bool, threads: int | None) -> Placement:
+    """``wanted`` layers on the device, or if that is no promise, as many as its free memory holds.
+
+    UsageError for a promise that cannot be kept.
+    """
+    free, n_layers = free_bytes(), min(wanted, need.all_layers)
+    most = need.most(free)
+    notes: tuple[str, ...] = ()
+    if n_layers > most:
+        needed = f"{in_gib(need.bytes(n_layers))} of the GPU's memory are needed"
+        if promised:
+            enough = f"at most the {in_gib(free)} that are free"
+            raise UsageError(f"-ngl {n_layers}", needed, wanted=enough, hint=_try(most))
+        notes = (f"{needed} for all, {in_gib(free)} are free: {most} of {need.all_layers} layers are on the GPU",)
+        n_layers = most
+    host = device if n_layers == need.all_layers else select("numba", threads=threads)
+    if n_layers:
+        size = max(need.blocks, default=need.vision)
+        guard_memory(lambda missing: _try(max(0, n_layers - -(-missing // size))))
+    shared = split(host, device, n_layer=len(need.blocks), n_device=n_layers)
+    return Placement(shared, device if n_layers else host, n_layers, notes)
+
+
+def _try(n_layers: int) -> str:
+    return f"-ngl {n_layers} fits" if n_layers else "-ngl 0 computes on the CPU"
+
+
+def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None) -> Need:
+    """What a pair takes: its weights as the files hold them, a cache of ``n_ctx`` tokens, room to work.
+
+    Raises ModelError for a language model that cannot be read.
+    """
+    vision = SCRATCH_BYTES + (sum(held_bytes(tensor) for tensor in mmproj.tensors.values()) if mmproj else 0)
+    if model is None:
+        return Need((), 0, vision)
+    config = read_config(model)
+    context = n_ctx or min(config.n_ctx_train, USUAL_CONTEXT)
+    keys = CACHE_BYTES * context * config.n_head_kv * config.head_dim
+    blocks = [2 * keys] * config.n_layer  # and as many values
+    rest = 0
+    for name, tensor in model.tensors.items():
+        number = name.split(".")[1] if name.startswith("blk.") else ""
+        if number.isdecimal() and int(number) < config.n_layer:
+            blocks[int(number)] += held_bytes(tensor)
+        else:
+            rest += held_bytes(tensor)
+    return Need(tuple(blocks), rest, vision)
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """A tensor's bytes on the GPU: matrices stay in their blocks, vectors become float32."""
+    return tensor.nbytes if len(tensor.shape) > 1 else 4 * tensor.n_elements
