@@ -1,20 +1,26 @@
 """Models at their true shapes with weights that mean nothing: for memory and speed, which do not depend on values.
 
     write_llama("7b.gguf", LLAMA_7B, "Q4_K_M")
+    write_mmproj("mmproj.gguf", VIT_L_15)
 
-Every tensor of one shape and type shares the same random blocks, so writing costs disk but no memory.
+Every tensor of one shape and type of a language model shares the same random blocks, so writing costs disk but no
+memory. An image encoder's are drawn one by one, as the golden ones are: it is small enough, and its output then
+has the size that a trained one's has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import gguf
 import numpy as np
 
+from golden.clip_models import ClipSpec, write_mmproj
 from tinyllava.quant.blocks import TYPES
+
+__all__ = ["LLAMA_1B", "LLAMA_7B", "MISTRAL_7B", "VIT_L_15", "VIT_L_16", "write_llama", "write_mmproj"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,13 @@ class Shape:
 LLAMA_7B = Shape(4096, 32, 32, 32, 11008, 32000)  # LLaVA-1.5-7B and LLaVA-1.6-Vicuna-7B
 MISTRAL_7B = Shape(4096, 32, 32, 8, 14336, 32000)  # LLaVA-1.6-Mistral-7B
 LLAMA_1B = Shape(2048, 24, 32, 4, 5632, 32000)  # 1.26 billion weights
+
+# CLIP ViT-L/14-336 without its last block, as LLaVA's files hold it; the projector leads to LLAMA_1B's width.
+VIT_L_15 = ClipSpec(
+    "vit-l-336", 301, image_size=336, n_embd=1024, n_head=16, n_ff=4096, n_block=23, n_llm=LLAMA_1B.n_embd
+)
+PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+VIT_L_16 = replace(VIT_L_15, name="vit-l-336-anyres", pinpoints=PINPOINTS, merge_type="spatial_unpad")
 
 
 @cache

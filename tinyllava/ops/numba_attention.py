@@ -27,24 +27,37 @@ from tinyllava.ops.instructions import (
     no_floats,
     put_float,
     put_floats,
+    times,
     total,
 )
 from tinyllava.ops.numba_rows import exp
+from tinyllava.ops.numba_softmax import exponentials, largest, pad
 from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import ROWS, TOKENS, interleave, outer
 
-QUERIES, KEYS = 64, 64  # of a block
+QUERIES, KEYS = 128, 64  # of a block, at most
+
+
+@kernel
+def sixteen_at(address: int, is_half: bool) -> Any:
+    """16 numbers, as float32."""
+    return load_halves(address) if is_half else load_floats(address)
+
+
+@kernel
+def one_at(address: int, is_half: bool) -> Any:
+    """One number, as float32."""
+    return half_at(address) if is_half else float_at(address)
 
 
 @kernel
 def copy_row(at: int, is_half: bool, d: int, to: Any, scale: float) -> None:
     """d numbers at an address, times ``scale``, as float32; zeros after them."""
-    if is_half:
-        for i in range(d):
-            to[i] = half_at(at + 2 * i) * scale
-    else:
-        for i in range(d):
-            to[i] = float_at(at + 4 * i) * scale
+    size, start, factor = 2 if is_half else 4, to.ctypes.data, everywhere(scale)
+    for i in range(0, d - 15, 16):
+        put_floats(start + 4 * i, times(sixteen_at(at + size * i, is_half), factor))
+    for i in range(d // 16 * 16, d):
+        to[i] = one_at(at + size * i, is_half) * scale
     for i in range(d, to.shape[0]):
         to[i] = np.float32(0.0)
 
@@ -74,14 +87,14 @@ def attend_block(args: int, item: int, who: int) -> None:
     """One head of one block of queries.
 
     q, k, v, y, n, h, g, d, m, causal, is_half, bytes from key to key, from head to head, the same for values,
-    scratch, its size.
+    scratch, its size, queries of a block.
     """
     a = numbers_at(args)
     n, n_head, d, m, causal, is_half = a[4], a[5], a[7], a[8], a[9], a[10] != 0
-    n_blocks, one = (n + QUERIES - 1) // QUERIES, np.float32(1.0)
-    head, first = item // n_blocks, item % n_blocks * QUERIES
+    n_blocks, one = (n + a[17] - 1) // a[17], np.float32(1.0)
+    head, first = item // n_blocks, item % n_blocks * a[17]
     kv = head // (n_head // a[6])
-    count, width = min(QUERIES, n - first), (d + ROWS - 1) // ROWS * ROWS
+    count, width = min(a[17], n - first), (d + ROWS - 1) // ROWS * ROWS
     q, o, k, v, rows, scores, top, sums = rooms(a[15] + who * a[16], width)
     for t in range(QUERIES):
         here = d if t < count else 0
@@ -139,21 +152,19 @@ def score_block(q, k, scores, count, n_keys) -> None:  # type: ignore[no-untyped
 @kernel
 def soften(scores, visible, n_keys, top, sums, t, o) -> None:  # type: ignore[no-untyped-def]
     """The running softmax over one row's next scores, which become weights."""
-    highest = top[t]
-    for j in range(visible):
-        highest = max(highest, scores[j])
-    if visible > 0:
-        correction = exp(top[t] - highest) if top[t] > np.float32(-np.inf) else np.float32(0.0)
-        total = np.float32(0.0)
-        for j in range(visible):
-            scores[j] = exp(scores[j] - highest)
-            total += scores[j]
-        top[t], sums[t] = highest, sums[t] * correction + total
-        if correction != np.float32(1.0):
-            for i in range(o.shape[0]):
-                o[i] *= correction
-    for j in range(max(0, visible), n_keys):
-        scores[j] = np.float32(0.0)
+    if visible <= 0:
+        for j in range(n_keys):
+            scores[j] = np.float32(0.0)
+        return
+    row, n = scores.ctypes.data, (n_keys + 15) // 16 * 16
+    pad(row, visible, n)
+    highest = largest(row, n, top[t])
+    correction = exp(top[t] - highest) if top[t] > np.float32(-np.inf) else np.float32(0.0)
+    top[t], sums[t] = highest, sums[t] * correction + exponentials(row, n, highest)
+    if correction != np.float32(1.0):
+        for i in range(0, o.shape[0], 16):
+            at = o.ctypes.data + 4 * i
+            put_floats(at, times(load_floats(at), everywhere(correction)))
 
 
 @kernel
@@ -167,18 +178,6 @@ def mix_block(scores, v, o, count, n_keys) -> None:  # type: ignore[no-untyped-d
 
 
 # ---- one query
-
-
-@kernel
-def sixteen_at(address: int, is_half: bool) -> Any:
-    """16 numbers, as float32."""
-    return load_halves(address) if is_half else load_floats(address)
-
-
-@kernel
-def one_at(address: int, is_half: bool) -> Any:
-    """One number, as float32."""
-    return half_at(address) if is_half else float_at(address)
 
 
 @kernel
@@ -214,15 +213,12 @@ def mix_four(o: int, values: int, step: int, is_half: bool, d: int, weights: Any
 
 @kernel
 def attend_head(q: int, keys: int, values: int, o: Any, a: Any, m: int, scores: Any) -> None:
-    """softmax(q k^T) v of one query (already scaled) over m keys -> o (d,); scores is room for m + 3 numbers."""
-    d, is_half, highest = a[7], a[10] != 0, np.float32(-np.inf)
+    """softmax(q k^T) v of one query (already scaled) over m keys -> o (d,); scores is room for m + 16 numbers."""
+    d, is_half, row, n = a[7], a[10] != 0, scores.ctypes.data, (m + 15) // 16 * 16
     for j in range(m):
         scores[j] = score(q, keys + j * a[11], is_half, d)
-        highest = max(highest, scores[j])
-    sums = np.float32(0.0)
-    for j in range(m):
-        scores[j] = exp(scores[j] - highest)
-        sums += scores[j]
+    pad(row, m, n)
+    sums = exponentials(row, n, largest(row, n, np.float32(-np.inf)))
     o[:] = np.float32(0.0)
     for j in range(0, m - 3, 4):
         mix_four(o.ctypes.data, values + j * a[13], a[13], is_half, d, scores[j : j + 4])
@@ -240,10 +236,10 @@ def attend_token(args: int, item: int, who: int) -> None:
     n, n_head, d, heads = a[4], a[5], a[7], a[17]
     t, first = item // (n_head // heads), item % (n_head // heads) * heads
     m = a[8] - n + t + 1 if a[9] else a[8]
-    room = floats_at(a[15] + who * a[16], 1, m + 4 + d)[0]
-    q = room[m + 4 :]
+    room = floats_at(a[15] + who * a[16], 1, m + 16 + d)[0]
+    q = room[m + 16 :]
     for head in range(first, first + heads):
         kv, at = head // (n_head // a[6]), (t * n_head + head) * d * 4
         copy_row(a[0] + at, False, d, q, np.float32(1.0 / math.sqrt(d)))
         keys, values = a[1] + kv * a[12], a[2] + kv * a[14]
-        attend_head(q.ctypes.data, keys, values, floats_at(a[3] + at, 1, d)[0], a, m, room[: m + 4])
+        attend_head(q.ctypes.data, keys, values, floats_at(a[3] + at, 1, d)[0], a, m, room[: m + 16])

@@ -23,7 +23,7 @@ from tinyllava.ops.instructions import (
     put_floats,
     put_int,
 )
-from tinyllava.ops.rounding import best_step, extreme, quantize_bytes, quantize_words, sum_of_magnitudes
+from tinyllava.ops.rounding import X_WORD, best_step, extreme, quantize_bytes, quantize_words, words_of_columns
 from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import (
     BLOCK,
@@ -47,10 +47,8 @@ W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
 W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
 
 CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
-ROOM = 128 + ROWS * (2 * CHUNK + 64)  # bytes of scratch for that
-
-# The largest word: 32 products of |x| <= 2^14 with weights whose magnitudes add up to less than 2^17 fit in int32.
-X_WORD, W_WORD, W_WORDS = np.float32(2.0**14), np.float32(32767.0), np.float32(2.0**17 - 64)
+PIECE = 128  # the same of 16-bit floats
+ROOM = 128 + ROWS * max(CHUNK + 64, 4 * PIECE + 64 + 4 * BLOCK)  # bytes of scratch for that
 
 
 @job
@@ -105,7 +103,7 @@ def block_of_bytes(x: int, record: int, layout: int, offset: int, t: int) -> Non
 @kernel
 def block_of_words(x: int, record: int, t: int) -> None:
     """32 floats at x -> token t's words and scale."""
-    d = extreme(x) / -X_WORD
+    d = extreme(x) / np.float32(-X_WORD)
     inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
     quantize_words(x, inverse, record + t * 2 * BLOCK)
     put_float(record + X_SCALES[WORDS] + 4 * t, d)
@@ -115,25 +113,34 @@ def block_of_words(x: int, record: int, t: int) -> None:
 
 
 @kernel
-def words_of_row(
-    raw: int, is_bfloat: bool, d: int, n_records: int, words: int, to: int, step: int, room: int
-) -> None:
-    """A row of d 16-bit floats -> words, and a scale for each 32 as in levels_row; ``room``: scratch."""
-    for b in range(n_records):
-        here = raw + 2 * BLOCK * b
-        if BLOCK * (b + 1) <= d:
-            put_floats(room, load_bfloats(here) if is_bfloat else load_halves(here))
-            put_floats(room + 64, load_bfloats(here + 32) if is_bfloat else load_halves(here + 32))
-        else:
-            for i in range(BLOCK):
-                value = np.float32(0.0)
-                if BLOCK * b + i < d:
-                    value = bfloat_at(here + 2 * i) if is_bfloat else half_at(here + 2 * i)
-                put_float(room + 4 * i, value)
-        scale = max(abs(extreme(room)) / W_WORD, sum_of_magnitudes(room) / W_WORDS)
-        inverse = np.float32(1.0) / scale if scale != np.float32(0.0) else np.float32(0.0)
-        quantize_words(room, inverse, words + 2 * BLOCK * b)
-        put_float(to + step * b, scale)
+def floats_of_row(raw: int, is_bfloat: bool, n: int, to: int) -> None:
+    """n 16-bit floats -> float32, and zeros until the last record is full."""
+    for i in range(0, n - 15, 16):
+        put_floats(to + 4 * i, load_bfloats(raw + 2 * i) if is_bfloat else load_halves(raw + 2 * i))
+    for i in range(n // 16 * 16, n):
+        put_float(to + 4 * i, bfloat_at(raw + 2 * i) if is_bfloat else half_at(raw + 2 * i))
+    for i in range(n, (n + BLOCK - 1) // BLOCK * BLOCK):
+        put_float(to + 4 * i, np.float32(0.0))
+
+
+@kernel
+def make_words(is_bfloat: bool, raw: int, row_bytes: int, n_rows: int, d: int, tile: int, room: int) -> None:
+    """n_rows <= 16 rows of 16-bit floats -> a tile; rows that are not there become zeros.
+
+    Rows are interleaved as float32, so that what is done for each row is done for 16 of them at once.
+    """
+    step, columns = 4 * PIECE + 64, room + ROWS * (4 * PIECE + 64)
+    for r in range(n_rows, ROWS):
+        for i in range(0, 4 * PIECE, 4):
+            put_int(room + r * step + i, 0)
+    for start in range(0, d, PIECE):
+        n = min(PIECE, d - start)
+        for r in range(n_rows):
+            floats_of_row(raw + r * row_bytes + 2 * start, is_bfloat, n, room + r * step)
+        for b in range((n + BLOCK - 1) // BLOCK):
+            for part in range(4):
+                interleave(room + 4 * (BLOCK * b + 8 * part), step, columns + 512 * part)
+            words_of_columns(columns, tile + (start // BLOCK + b) * W_SIZE[WORDS])
 
 
 @kernel
@@ -141,21 +148,19 @@ def make_tile(
     number: int, layout: int, raw: int, row_bytes: int, n_rows: int, d: int, tile: int, room: int
 ) -> None:
     """n_rows <= 16 rows of blocks -> a tile, CHUNK columns at a time, which fit the first-level cache."""
-    word, size = 2 if layout == WORDS else 1, W_SIZE[layout]
-    step = CHUNK * word + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
+    if layout == WORDS:
+        make_words(number == 1, raw, row_bytes, n_rows, d, tile, room)
+        return
+    size, step = W_SIZE[layout], CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
     rows = room + 128
     for start in range(0, d, CHUNK):
         n_records = (min(CHUNK, d - start) + BLOCK - 1) // BLOCK
         to = tile + start // BLOCK * size
         for r in range(n_rows):
             here, at = raw + r * row_bytes + start * row_bytes // d, to + W_SCALES[layout] + 4 * r
-            if layout == WORDS:
-                words_of_row(here, number == 1, d - start, n_records, rows + r * step, at, size, room)
-            else:
-                levels_row(number, here, n_records, rows + r * step, at, size, room)
+            levels_row(number, here, n_records, rows + r * step, at, size, room)
         for b in range(n_records):
-            for part in range(word):
-                interleave(rows + (b * word + part) * BLOCK, step, to + b * size + part * 512)
+            interleave(rows + b * BLOCK, step, to + b * size)
 
 
 @kernel

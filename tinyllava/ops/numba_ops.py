@@ -232,17 +232,20 @@ class NumbaOps(NumpyOps):
         (n, n_head, d), (m, n_head_kv, _) = q.shape, k.shape
         y = np.empty_like(q)
         few = n <= DOT_TOKENS
-        size = 4 * (m + 4 + d) if few else 4 * int(attention.scratch_floats(d))
+        size = 4 * (m + 16 + d) if few else 4 * int(attention.scratch_floats(d))
         size = -(-size // 64) * 64
         scratch = self._room("attention", size * self.threads)
         job = attention.attend_token if few else attention.attend_block
         # Heads that share keys go together, unless that leaves too few items for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
-        n_items = n * n_head // heads if few else n_head * -(-n // attention.QUERIES)
+        n_blocks = -(-n // attention.QUERIES)
+        queries = -(-n // (n_blocks * TOKENS)) * TOKENS  # of a block: the last shall not be a small one
+        n_items = n * n_head // heads if few else n_head * -(-n // queries)
         self.team.run(
             job, n_items, q.ctypes.data, k.ctypes.data, v.ctypes.data, y.ctypes.data,
             n, n_head, n_head_kv, d, m, int(causal), int(k.dtype == np.float16),
-            k.strides[0], k.strides[1], v.strides[0], v.strides[1], scratch, size, heads,
+            k.strides[0], k.strides[1], v.strides[0], v.strides[1], scratch, size,
+            heads if few else queries,
         )  # fmt: skip
         return y
 

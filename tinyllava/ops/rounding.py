@@ -28,6 +28,9 @@ from tinyllava.ops.simd import (
     store,
 )
 
+# The largest words: 32 products of |x| <= 2^14 with weights whose magnitudes add up to < 2^17 fit in int32.
+X_WORD, W_WORD, W_WORDS = 2.0**14, 32767.0, 2.0**17 - 64
+
 
 def _extreme(builder: Any, a: Any, b: Any) -> Any:
     """Of 32 floats, the one of largest magnitude, sign included. NaN are passed over."""
@@ -49,13 +52,6 @@ def extreme(builder: Any, address: Any) -> Any:
     a, b = load(builder, address, FLOATS), load(builder, address, FLOATS, 64)
     probe = builder.fmul(builder.fadd(a, b), constant(FLOATS, 0.0))  # 0, or NaN wherever a number is not finite
     return builder.fadd(_extreme(builder, a, b), fold(builder, probe))
-
-
-@instruction("f:i")
-def sum_of_magnitudes(builder: Any, address: Any) -> Any:
-    """Of 32 floats."""
-    parts = [call(builder, "llvm.fabs.v16f32", FLOATS, load(builder, address, FLOATS, at)) for at in (0, 64)]
-    return fold(builder, builder.fadd(*parts))
 
 
 def _quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, kind: Any) -> Any:
@@ -118,3 +114,23 @@ def _rounding_error(builder: Any, parts: Any, inverse: Any) -> Any:
         difference = builder.fsub(v, call(builder, "llvm.rint.v16f32", FLOATS, v))
         squares = emit_fused(builder, difference, difference, squares)
     return fold(builder, squares)
+
+
+@instruction("-:ii")
+def words_of_columns(builder: Any, columns: Any, to: Any) -> None:
+    """32 columns of weights, each 16 float32, one for each row -> a record of words and 16 scales (tile.py)."""
+    magnitudes, most = constant(FLOATS, 0.0), constant(FLOATS, 0.0)
+    for i in range(32):
+        v = call(builder, "llvm.fabs.v16f32", FLOATS, load(builder, columns, FLOATS, 64 * i))
+        magnitudes = builder.fadd(magnitudes, v)
+        most = builder.select(builder.fcmp_ordered(">", v, most), v, most)
+    ends = [builder.fmul(v, constant(FLOATS, 1 / m)) for v, m in ((most, W_WORD), (magnitudes, W_WORDS))]
+    scale = builder.select(builder.fcmp_ordered(">", *ends), *ends)  # the second, too, if it is not finite
+    none = builder.fcmp_ordered("==", scale, constant(FLOATS, 0.0))
+    inverse = builder.select(none, scale, builder.fdiv(constant(FLOATS, 1.0), scale))
+    for j in range(16):
+        pair = [builder.fmul(load(builder, columns, FLOATS, 128 * j + at), inverse) for at in (0, 64)]
+        low, high = (builder.fptosi(call(builder, "llvm.rint.v16f32", FLOATS, v), INTS) for v in pair)
+        low, high = builder.and_(low, constant(INTS, 0xFFFF)), builder.shl(high, constant(INTS, 16))
+        store(builder, builder.or_(low, high), to, 64 * j)
+    store(builder, scale, to, 1024)

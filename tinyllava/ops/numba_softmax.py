@@ -1,0 +1,78 @@
+"""The vector code of softmax: the largest of a row, and its exponentials.
+
+Rows are padded to whole vectors of 16 by minus infinity, whose exponential is 0 here.
+Reference: softmax in reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from tinyllava.ops.compiled import kernel
+from tinyllava.ops.instructions import add, everywhere, load_floats, no_floats, put_float, put_floats, total
+from tinyllava.ops.simd import FLOATS, I32, INTS, call, constant, emit_fused, instruction, pick, splat
+
+LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504088896, 0.693359375, -2.12194440e-4
+TERMS = (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)
+LEAST = -87.0  # of a logarithm; below it e^x is no normal number
+
+
+@instruction("v:vv")
+def larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of each two; where a is NaN, b."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@instruction("f:v")
+def largest_lane(builder: Any, v: Any) -> Any:
+    """The largest of 16."""
+    for width in (8, 4, 2, 1):
+        halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
+        v = builder.select(builder.fcmp_ordered(">", *halves), *halves)
+    return builder.extract_element(v, ir.Constant(I32, 0))
+
+
+@instruction("v:vf")
+def exp_less(builder: Any, v: Any, less: Any) -> Any:
+    """e^(v - less) of 16 numbers that are not larger than ``less``, as numba_rows.exp; 0 below e^-87."""
+    x = builder.fsub(v, splat(builder, less))
+    n = call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(x, constant(FLOATS, LOG2_E)))
+    r = emit_fused(builder, n, constant(FLOATS, -LN2_HIGH), x)
+    r = emit_fused(builder, n, constant(FLOATS, -LN2_LOW), r)
+    p = constant(FLOATS, TERMS[0])
+    for term in TERMS[1:]:
+        p = emit_fused(builder, p, r, constant(FLOATS, term))
+    y = emit_fused(builder, p, builder.fmul(r, r), builder.fadd(r, constant(FLOATS, 1.0)))
+    exponent = builder.add(builder.fptosi(n, INTS), constant(INTS, 127))
+    y = builder.fmul(y, builder.bitcast(builder.shl(exponent, constant(INTS, 23)), FLOATS))
+    return builder.select(builder.fcmp_ordered("<", x, constant(FLOATS, LEAST)), constant(FLOATS, 0.0), y)
+
+
+@kernel
+def pad(row: int, n: int, to: int) -> None:
+    """Minus infinity for the numbers n .. to of a row."""
+    for i in range(n, to):
+        put_float(row + 4 * i, np.float32(-np.inf))
+
+
+@kernel
+def largest(row: int, n: int, least: float) -> Any:
+    """The largest of n numbers and ``least``; n a multiple of 16."""
+    highest = everywhere(least)
+    for i in range(0, n, 16):
+        highest = larger(load_floats(row + 4 * i), highest)
+    return largest_lane(highest)
+
+
+@kernel
+def exponentials(row: int, n: int, less: float) -> Any:
+    """e^(x - less) in place of n numbers, a multiple of 16. Returns their sum."""
+    sums = no_floats()
+    for i in range(0, n, 16):
+        powers = exp_less(load_floats(row + 4 * i), less)
+        put_floats(row + 4 * i, powers)
+        sums = add(sums, powers)
+    return total(sums)
