@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "hf-images": ("hf_llava", "make_images", ()),
     "llama-cpp-images": ("mtmd", "make_images", ()),
     "hf-dump": ("dumps", "make_hf", ()),
+    "original-dump": ("dumps", "make_original", ()),
+    "llava-cli-dump": ("llava_cli", "make_dump", ("library",)),
     "llama-cpp-dumps": ("dumps", "make_llama_cpp", ("tools",)),
     "llava-cli-images": ("llava_cli", "make_images", ("library",)),
     "original-images": ("original", "make_images", ()),

@@ -44,10 +44,30 @@ def make_hf() -> None:
     record(path, "hf-dump", versions("torch", "transformers", "pillow", "numpy"), tolerance)
 
 
-def is_stored(name: str) -> bool:
-    """Inner modules of blocks but the first, and the whole model's output, are left out to keep the file small."""
-    inner = any(f"layers.{i}." in name or f"layers.{i}<" in name for i in (1, 2, 3))
-    return bool(name) and not inner and not name.endswith(("rotary_emb", "layers.3", "post_layernorm"))
+def make_original() -> None:
+    """original-dump.npz: what golden/dump_transformers.py sees of the original LLaVA-1.6, as far as it differs
+    from transformers: tower and projector on three tiles, and what leaves each block of the language model."""
+    import torch
+
+    from golden.dump_transformers import watch
+    from golden.makers.original import IMAGE, embed, original_model, original_versions
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = original_model(folder, VISION["clip_16"], "anyres")
+    seen = watch(model)
+    pixels, embeddings = embed(model, SIZE_16, [1, IMAGE, 259, 300, 333])
+    with torch.no_grad():
+        model(inputs_embeds=embeddings, use_cache=False)
+    arrays = {"pixel_values": pixels.numpy()}
+    arrays |= {k: v for k, v in seen.items() if is_stored(k, "layers.4") and not k.startswith("model.layers.0.")}
+    path = save_arrays("original-dump.npz", arrays)
+    record(path, "original-dump", original_versions(), "1e-5 of the 2-norm: float32 sums in another order")
+
+
+def is_stored(name: str, unused: str = "layers.3") -> bool:
+    """All but the inner modules of later blocks, the block that leads nowhere, and the whole model's output."""
+    inner = any(f"layers.{i}{mark}" in name for i in (1, 2, 3) for mark in ".<")
+    return bool(name) and not inner and unused not in name and not name.endswith(("rotary_emb", "post_layernorm"))
 
 
 def make_llama_cpp(tools: str) -> None:

@@ -1,17 +1,16 @@
 """The image embeddings of llama-llava-cli, llama.cpp's LLaVA program of 2023 to 2025, through its library."""
 
-import ctypes
 import io
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from golden.clip_models import VISION, write_mmproj
+from golden.dump_llava_cli import dump, embed, open_library
 from golden.manifest import record, save_arrays, versions
-from golden.pictures import picture
+from golden.pictures import Picture, picture
 
 COLUMN_STEP = 8  # as in original-images.npz
 SIZES = {
@@ -20,41 +19,14 @@ SIZES = {
     "clip_gelu": [(56, 56)],
     "clip_silu": [(56, 56)],
 }
+DUMPED = {"clip_15": (100, 60), "clip_16": (56, 100)}
 
 
-class ImageEmbedding(ctypes.Structure):
-    """What the library returns: rows of n_llm numbers."""
-
-    _fields_ = (("values", ctypes.POINTER(ctypes.c_float)), ("n_rows", ctypes.c_int))
-
-
-def open_library(path: str) -> ctypes.CDLL:
-    """The shared library "llava" of llama-cpp-python 0.3.7 (its build target is llava_shared)."""
-    library = ctypes.CDLL(path)
-    library.clip_model_load.restype = ctypes.c_void_p
-    library.clip_model_load.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    library.clip_free.argtypes = [ctypes.c_void_p]
-    library.llava_image_embed_make_with_bytes.restype = ctypes.POINTER(ImageEmbedding)
-    library.llava_image_embed_make_with_bytes.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_int,
-    ]
-    library.llava_image_embed_free.argtypes = [ctypes.POINTER(ImageEmbedding)]
-    return library
-
-
-def embed(library: ctypes.CDLL, clip: Any, size: tuple[int, int], n_llm: int) -> np.ndarray[Any, Any]:
-    """The embeddings that take the place of a picture, (n_image_tokens, n_llm)."""
-    png = io.BytesIO()
-    Image.fromarray(picture(*size)).save(png, "PNG")
-    data = png.getvalue()
-    embedding = library.llava_image_embed_make_with_bytes(clip, 2, data, len(data))
-    shape = (embedding.contents.n_rows, n_llm)
-    values = np.ctypeslib.as_array(embedding.contents.values, shape).copy()
-    library.llava_image_embed_free(embedding)
-    return values
+def png(rgb: Picture) -> bytes:
+    """A file for the library's decoder: PNG, so that all decoders agree."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def make_images(library_path: str) -> None:
@@ -67,10 +39,25 @@ def make_images(library_path: str) -> None:
             write_mmproj(path, VISION[name])
             clip = library.clip_model_load(str(path).encode(), 0)
             for width, height in sizes:
-                values = embed(library, clip, (width, height), VISION[name].n_llm)
+                values = embed(library, clip, png(picture(width, height)), n_threads=2)
                 arrays[f"{name}.{width}x{height}"] = np.ascontiguousarray(values[:, ::COLUMN_STEP])
             library.clip_free(clip)
     path = save_arrays("llava-cli-images.npz", arrays)
     tolerance = "2e-3 of the 2-norm: patches and the activation's table are rounded to F16"
     packages = versions("gguf", "numpy") | {"llama-cpp-python": "0.3.7"}
     record(path, "llava-cli-images LIBLLAVA", packages, tolerance)
+
+
+def make_dump(library_path: str) -> None:
+    """llava-cli-dump.npz: <spec>.<array> of dump_llava_cli.py's file, for LLaVA-1.5 and LLaVA-1.6"""
+    library, arrays = open_library(library_path), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in DUMPED.items():
+            path = Path(folder) / f"{name}.gguf"
+            write_mmproj(path, VISION[name])
+            found = dump(library, path, png(picture(*size)))
+            arrays |= {f"{name}.{key}": values for key, values in found.items()}
+    path = save_arrays("llava-cli-dump.npz", arrays)
+    tolerance = "pixels 1e-6; embeddings 2e-3 of the 2-norm: patches and the activation's table are rounded to F16"
+    packages = versions("gguf", "numpy") | {"llama-cpp-python": "0.3.7"}
+    record(path, "llava-cli-dump LIBLLAVA", packages, tolerance)

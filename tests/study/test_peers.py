@@ -57,6 +57,44 @@ def test_without_the_permutation_of_rope_q_and_k_would_differ(pairs) -> None:
     assert {row.name for row in comparison.rows if row.diverges} == {"llm.blk.0.attn_q", "llm.blk.0.attn_k"}
 
 
+def test_the_original_agrees_at_every_tap_of_three_tiles(pairs) -> None:
+    llava = pairs.load("vicuna", "clip_16")
+    trace = from_trace(llava.trace("<image>Hi", [pairs.picture(56, 100)], attention=True, max_tokens=3))
+    theirs = open_dump(GOLDEN / "original-dump.npz")
+    assert theirs.compat == "llava"
+    comparison = compare_dumps(trace, theirs, 1e-5)
+    assert comparison.agrees, comparison.first
+    found = rows(comparison)
+    assert {"pixels", "vit.blk.0.attn_q", "vit.features", "mm.0.act", "llm.inp_embd"} <= set(found)
+    assert len(found) == 28
+
+
+@pytest.fixture(scope="module")
+def llava_cli(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that golden/dump_llava_cli.py writes, one for each model."""
+    folder = tmp_path_factory.mktemp("llava-cli")
+    with np.load(GOLDEN / "llava-cli-dump.npz") as file:
+        for spec in ("clip_15", "clip_16"):
+            arrays = {name.removeprefix(f"{spec}."): file[name] for name in file.files if name.startswith(spec)}
+            np.savez(folder / f"{spec}.npz", **arrays)
+    return folder
+
+
+@pytest.mark.parametrize("spec, size", [("clip_15", (100, 60)), ("clip_16", (56, 100))])
+def test_llama_llava_cli_agrees_with_its_profile_and_is_explained_by_another(pairs, llava_cli, spec, size) -> None:
+    theirs = open_dump(llava_cli / f"{spec}.npz")
+    traces = {
+        name: from_trace(pairs.load(None, spec, compat=name).trace(images=[pairs.picture(*size)]))
+        for name in ("llava-cli", "llava")
+    }
+    same = compare_dumps(traces["llava-cli"], theirs)
+    assert same.agrees and [row.name for row in same.rows] == ["pixels", "image_tokens"]
+    other = compare_dumps(traces["llava"], theirs)
+    assert other.first is not None and other.first.name == "pixels"
+    assert {"resample" if spec == "clip_15" else "anyres_resample"} <= set(other.first.known)
+    assert "blocks" in other.rows[-1].known
+
+
 @pytest.mark.parametrize("model, n_rows", [("llama_bias", 51), ("qwen2", 48)])
 def test_llama_eval_callback_agrees_at_every_tap(pairs, llama_cpp: Path, model: str, n_rows: int) -> None:
     trace = pairs.load(model).trace("hello world", attention=True, template="plain")

@@ -59,7 +59,6 @@ PLANNED = {  # what each choice decides in a picture's plan
     "overview": ("overview",),
 }
 Place = tuple[int, int, int]
-_PROFILE_OF = {"transformers": "hf", "llama.cpp": "mtmd"}  # who wrote a dump without settings
 
 
 def choices(dump: Dump) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def choices(dump: Dump) -> dict[str, Any]:
     if dump.is_trace:
         found = dump.settings.get("profile", {})
         return found if isinstance(found, dict) else {}
-    known = PROFILES.get(_PROFILE_OF.get(dump.program, ""))
+    known = PROFILES.get(dump.compat)
     return {} if known is None else asdict(known)
 
 

@@ -34,6 +34,7 @@ from tinyllava.taps import Program
 from tinyllava.trace import Array
 
 HEAD_BYTES = 1 << 16  # a log may begin with other lines
+ORIGINALS_NAME = "mm_projector"  # the original LLaVA's names are transformers' but for this one
 WANTED = "a trace, an .npz or .safetensors file, llama.cpp's printed graph, or GGUF"
 # What zipfile and NumPy raise on bytes that are no arrays; a claimed shape may ask for any amount of memory.
 _DAMAGE = (
@@ -62,6 +63,7 @@ class Dump:
     program: Program
     values: dict[str, Value] = field(repr=False)
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    compat: str = ""  # of another program: the profile that stands for it
 
     @property
     def is_trace(self) -> bool:
@@ -86,7 +88,7 @@ def open_dump(path: str | Path) -> Dump:
         n_tokens, n_embd = struct.unpack("<ii", head[:8])
         if n_tokens > 0 and n_embd > 0 and size == 8 + 4 * n_tokens * n_embd:
             load = partial(_load_embeddings, path, (n_tokens, n_embd))
-            return Dump(path, "llama.cpp", {"image_tokens": Value(load, "MTMD_DEBUG_EMBEDDINGS")})
+            return Dump(path, "llama.cpp", {"image_tokens": Value(load, "MTMD_DEBUG_EMBEDDINGS")}, compat="mtmd")
         (n_header,) = struct.unpack("<Q", head[:8])
         if head[8:9] == b"{" and n_header < size:
             return _named(path, {name: stored_loader(s) for name, s in open_safetensors(path).items()})
@@ -115,7 +117,7 @@ def _open_npz(path: Path) -> Dump:
     if settings.get("program") == "tinyllava":
         values = {name: Value(load, name) for name, load in loaders.items()}
         return Dump(path, "tinyllava", values, settings)
-    return _named(path, loaders)
+    return _named(path, loaders, str(settings.get("compat", "")))
 
 
 def _load_npz(path: Path, name: str) -> Array:
@@ -140,11 +142,12 @@ def _load_embeddings(path: Path, shape: tuple[int, int]) -> Array:
     return np.fromfile(path, "<f4", offset=8).reshape(shape)
 
 
-def _named(path: Path, loaders: Mapping[str, Callable[[], Array]]) -> Dump:
+def _named(path: Path, loaders: Mapping[str, Callable[[], Array]], compat: str = "") -> Dump:
     """Arrays by another program's names, by ours where they are known."""
     part = taps.part_of(loaders)
     values: dict[str, Value] = {}
     program: Program = "tinyllava"
+    usual = ""
     for name, load in loaders.items():
         found = from_cb = None
         if taps.entry(name) is None:
@@ -152,16 +155,17 @@ def _named(path: Path, loaders: Mapping[str, Callable[[], Array]]) -> Dump:
             from_cb = None if found else taps.from_llama_cpp(name, part)
         if found:
             program = "transformers"
+            usual = "llava" if usual == "llava" or ORIGINALS_NAME in name else "hf"
         elif from_cb:
-            program = "llama.cpp"
+            program, usual = "llama.cpp", "mtmd"
         values[found or (from_cb[0] if from_cb else name)] = Value(load, name)
-    return Dump(path, program, values)
+    return Dump(path, program, values, compat=compat or usual)
 
 
 def _open_callback(path: Path) -> Dump:
     with path.open(encoding="utf-8", errors="replace") as file:
         tensors = list(read_callback(file))
-    return Dump(path, "llama.cpp", name_printed(tensors))
+    return Dump(path, "llama.cpp", name_printed(tensors), compat="mtmd")
 
 
 def name_printed(tensors: Iterable[Printed]) -> dict[str, Value]:
