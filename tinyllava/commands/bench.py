@@ -1,4 +1,4 @@
-"""``tinyllava bench``: how fast a model runs here, and how fast beside another program."""
+"""``tinyllava bench``: how fast a model runs here, and how fast beside other programs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from pathlib import Path
 from tinyllava.commands.parser import Parser, whole
 
 DESCRIPTION = """\
-Time a prompt, an answer and a picture. First one forward pass is checked against the reference.
-With --peer, the other program does the same work in turn; ratios are medians over the pairs.
+Time a prompt, an answer after it, and a picture. First one forward pass is checked against the reference.
+The answer's tokens are decoded after the prompt's: -p 2500 -n 32 times them at a depth of 2500.
+
+With --peer, other programs do the same work in turn, each in a process of its own, with the same number of
+threads and their own defaults; ratios are medians over the pairs. Peers:
+  llama.cpp  llama-cpp-python, and its libmtmd for the picture (then both cut it as --compat mtmd does)
+  ik         ik-llama-cpp-python: ik_llama.cpp, whose package has no image encoder
+  torch      transformers on PyTorch, bfloat16, random weights of the file's sizes
 """
 
 
@@ -26,7 +32,8 @@ def make_parser() -> Parser:
     parser.option(group, "-t --threads", metavar="N", type=whole, help="threads (default: the physical cores)")
     parser.option(group, "--repeat", metavar="N", type=whole, default=3, help="repetitions")
     parser.option(group, "--backend", metavar="NAME", default="auto", help="auto, numba or numpy")
-    parser.option(group, "--peer", metavar="NAME", help="llama.cpp or ik")
+    peer = "llama.cpp, ik or torch, in this Python or in the one named; may be given several times"
+    parser.option(group, "--peer", metavar="NAME[=PYTHON]", action="append", default=[], help=peer)
     parser.option(group, "--json", action="store_true", help="print JSON")
     parser.add_standard_options(group)
     return parser
@@ -36,7 +43,8 @@ def main(words: Sequence[str]) -> int:
     """Run the command line ``words``."""
     arguments = make_parser().parse(words)
     from tinyllava import demo
-    from tinyllava.study.bench import Work, need, report, run
+    from tinyllava.study.bench import need, report, run
+    from tinyllava.study.peers import Work
 
     both = arguments.model is None and arguments.mmproj is None
     work = Work(
@@ -48,7 +56,9 @@ def main(words: Sequence[str]) -> int:
         repeat=arguments.repeat,
         backend=arguments.backend,
     )
-    need(work)
-    found = run(work, arguments.peer)
+    named = (text.partition("=") for text in arguments.peer)
+    peers = {name: python or None for name, _, python in named}
+    need(work, peers)
+    found = run(work, peers)
     print(json.dumps(found) if arguments.json else report(found))
     return 0

@@ -1,100 +1,35 @@
-"""How fast: tokens a second of a prompt and of an answer, seconds for a picture, against another program if asked.
+"""How fast: tokens a second of a prompt and of an answer, seconds for a picture; beside other programs if asked.
 
-Times are medians over repetitions. Against a peer the two take turns, and the ratio is the median over the pairs:
-on a machine that others use too, only neighbours in time can be compared.
+Each program works in a process of its own (peers.py) and they take turns; a ratio is the median over the pairs of
+neighbours in time: on a machine that others use too, only those can be compared.
 """
 
 from __future__ import annotations
 
 import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-import tinyllava
 from tinyllava.errors import ModelError, UsageError
 from tinyllava.files.gguf import open_gguf
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops import Ops, select
-
-if TYPE_CHECKING:
-    from tinyllava.llava import LLaVA
+from tinyllava.ops import Ops, processors, select
+from tinyllava.profile import profile
+from tinyllava.study.peers import OWN, PEERS, Work, Worker, tokens
+from tinyllava.vision.config import VisionConfig
 
 CHECKED_BLOCKS, CHECKED_TOKENS = 2, 4
 CHECK_LIMIT = 0.1  # relative error of logits: rounding to 8 bits costs about 1% a block, a wrong kernel everything
 
-
-@dataclass(frozen=True)
-class Work:
-    """What is timed."""
-
-    model: Path
-    mmproj: Path | None = None
-    n_prompt: int = 512
-    n_answer: int = 32
-    threads: int | None = None
-    repeat: int = 3
-    backend: str = "auto"
-
-    @property
-    def ids(self) -> list[int]:
-        """A prompt of tokens that every vocabulary has; which they are does not matter for speed."""
-        return [3 + 7 * i % 200 for i in range(self.n_prompt)]
-
-
-@dataclass
-class Times:
-    """Seconds of each repetition."""
-
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)  # of one token
-    encode: list[float] = field(default_factory=list)
-
-    def summary(self, work: Work) -> dict[str, float]:
-        """Medians in the units that are reported."""
-        found = {"prefill_tokens_per_s": work.n_prompt / statistics.median(self.prefill)}
-        if self.decode:
-            found["decode_tokens_per_s"] = 1.0 / statistics.median(self.decode)
-        if self.encode:
-            found["encode_s"] = statistics.median(self.encode)
-        return found
-
-
-class Runner(Protocol):
-    """Someone who can do the work."""
-
-    def prefill(self, ids: list[int]) -> None: ...
-    def decode(self, token: int) -> None: ...
-
-
-class Own:
-    """This package."""
-
-    def __init__(self, llava: LLaVA, work: Work) -> None:
-        self.llava, self.llama, self.ops = llava, llava.language.llama, llava.ops
-        self.n_ctx = work.n_prompt + work.n_answer
-        self.cache = KVCache(self.llama.config, self.n_ctx, self.ops)
-
-    def prefill(self, ids: list[int]) -> None:
-        """Read a prompt into an empty cache; the logits after its last token."""
-        self.cache.truncate(0)
-        x = embed(ids, self.llama, self.ops)
-        for piece in self.llava.chunks(x):
-            x = forward(piece, self.llama, self.cache, self.ops)
-        unembed(x[-1:], self.llama, self.ops)
-
-    def decode(self, token: int) -> None:
-        """One more token; the logits after it."""
-        x = forward(embed([token], self.llama, self.ops), self.llama, self.cache, self.ops)
-        unembed(x, self.llama, self.ops)
+Times = dict[str, list[float]]  # what was done -> seconds of each repetition
 
 
 def check(work: Work, ops: Ops) -> float:
@@ -106,10 +41,10 @@ def check(work: Work, ops: Ops) -> float:
     config = read_config(file)
     config = replace(config, n_layer=min(config.n_layer, CHECKED_BLOCKS))
     found = []
-    for backend in (select("numpy"), ops):
+    for backend in (select("numpy", threads=ops.threads), ops):
         llama = load_llama(file, config, backend)
         cache = KVCache(config, CHECKED_TOKENS, backend)
-        x = forward(embed(work.ids[:CHECKED_TOKENS], llama, backend), llama, cache, backend)
+        x = forward(embed(tokens(CHECKED_TOKENS), llama, backend), llama, cache, backend)
         found.append(backend.numpy(unembed(x, llama, backend)).astype(np.float64))
     error = float(np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]))
     if not error <= CHECK_LIMIT:
@@ -118,85 +53,123 @@ def check(work: Work, ops: Ops) -> float:
     return error
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+class Contest:
+    """This package and its peers, each in its process, on the same work. Peers: name -> Python, None for this."""
+
+    def __init__(self, work: Work, peers: Mapping[str, str | None]) -> None:
+        with ExitStack() as stack:
+            self.workers = [stack.enter_context(Worker(OWN, work))]
+            work = replace(work, threads=self.own.about["threads"])
+            for name, python in peers.items():
+                self.workers.append(stack.enter_context(Worker(name, work, python)))
+            self._stack = stack.pop_all()
+        self._turns = 0
+
+    @property
+    def own(self) -> Worker:
+        """This package's worker."""
+        return self.workers[0]
+
+    def turn(self, request: dict[str, Any], among: Sequence[str] | None = None) -> dict[str, float]:
+        """Seconds that each program takes, one after the other. Who begins changes from turn to turn."""
+        workers = [w for w in self.workers if among is None or w.name in among]
+        first = self._turns % len(workers)
+        self._turns += 1
+        seconds = {}
+        for worker in workers[first:] + workers[:first]:
+            seconds[worker.name] = worker.seconds(request)
+            worker.ask({"do": "rest"})
+        return seconds
+
+    def memory(self) -> dict[str, int | None]:
+        """The most memory that each process has held so far."""
+        return {worker.name: worker.ask({"do": "memory"})["bytes"] for worker in self.workers}
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
 
 
-def repetition(runner: Runner, work: Work, times: Times) -> None:
-    """Time one prompt and one answer."""
-    times.prefill.append(timed(lambda: runner.prefill(work.ids)))
-    if work.n_answer:
-        times.decode.append(timed(lambda: _answer(runner, work.n_answer)) / work.n_answer)
-
-
-def _answer(runner: Runner, n: int) -> None:
-    for i in range(n):
-        runner.decode(5 + i)
-
-
-def run(work: Work, peer: str | None = None) -> dict[str, Any]:
+def run(work: Work, peers: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """Do the work; the answer is what ``--json`` prints."""
-    llava = tinyllava.load(work.model, work.mmproj, backend=work.backend, threads=work.threads)
-    error = check(work, llava.ops)
-    runners: list[Runner] = [Own(llava, work)]
-    if peer is not None:
-        from tinyllava.study.peers import open_peer
+    peers = peers or {}
+    work = with_pictures(replace(work, compat="mtmd" if "llama.cpp" in peers else work.compat))
+    error = check(work, select(work.backend, threads=work.threads and min(work.threads, processors())))
+    with Contest(work, peers) as contest:
+        times = _repeat(contest, work)
+        memory = contest.memory()
+        found = {
+            worker.name: {
+                **worker.about,
+                **summary(times[worker.name], work),
+                "peak_rss_bytes": memory[worker.name],
+                "waited_cpu_s": worker.waited_cpu_s,
+            }
+            for worker in contest.workers
+        }
+    own = found.pop(OWN)
+    for name, theirs in found.items():
+        theirs |= ratios(times[OWN], times[name]) | memory_ratio(memory[OWN], memory[name])
+    settings = {"cpu": cpu_name(), "compat": work.compat, "check_error": error}
+    return {**own, **settings, **({"peers": found} if found else {})}
 
-        runners.append(open_peer(peer, work, llava.ops.threads))
-    times = [Times() for _ in runners]
-    for runner in runners:  # once without a clock: pages are read, kernels compiled
-        runner.prefill(work.ids)
-        runner.decode(3)
-    for _ in range(work.repeat):
-        for runner, into in zip(runners, times, strict=True):
-            repetition(runner, work, into)
-    if work.mmproj is not None:
-        _time_picture(llava, work, times[0])
-    found: dict[str, Any] = {**times[0].summary(work), "load_s": llava.load_s, "check_error": error}
-    if peer is not None:
-        found["peer"] = {"name": peer, **times[1].summary(work), **ratios(times[0], times[1])}
-    return {**found, **about(llava)}
+
+def with_pictures(work: Work) -> Work:
+    """The work with the sizes of its pictures: one tile, and for LLaVA-1.6 the most tiles that its file knows."""
+    if work.mmproj is None:
+        return work
+    config = VisionConfig.from_gguf(open_gguf(work.mmproj), profile(work.compat))
+    sizes = [(config.image_px, config.image_px)]
+    if config.pinpoints:
+        largest = max(config.pinpoints, key=lambda size: size.height * size.width)
+        sizes.append((largest.width, largest.height))
+    return replace(work, pictures=tuple(sizes))
 
 
-def _time_picture(llava: LLaVA, work: Work, times: Times) -> None:
-    """A picture of one tile's size, in grey noise."""
-    side = llava.eye.config.image_px
-    rgb = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    llava.encode_pixels(rgb)
-    times.encode += [timed(lambda: llava.encode_pixels(rgb)) for _ in range(work.repeat)]
+def requests(work: Work) -> dict[str, dict[str, Any]]:
+    """What is asked of each program in one repetition, by the name of its times."""
+    found: dict[str, dict[str, Any]] = {"prefill": {"do": "prefill", "n": work.n_prompt}}
+    if work.n_answer:
+        found["decode"] = {"do": "decode", "n": work.n_answer, "depth": work.n_prompt}
+    for i, name in enumerate(("encode", "encode_tiles")[: len(work.pictures)]):
+        found[name] = {"do": "encode", "picture": i}
+    return found
+
+
+def _repeat(contest: Contest, work: Work) -> dict[str, Times]:
+    """All repetitions of all programs, after one without a clock: pages are read, kernels compiled."""
+    times: dict[str, Times] = {worker.name: {} for worker in contest.workers}
+    for repetition in range(work.repeat + 1):
+        for kind, request in requests(work).items():
+            among = [w.name for w in contest.workers if request["do"] != "encode" or w.name != "ik"]
+            for name, seconds in contest.turn(request, among).items():
+                if repetition:
+                    times[name].setdefault(kind, []).append(seconds)
+    return times
+
+
+def summary(times: Times, work: Work) -> dict[str, float]:
+    """Medians in the units that are reported."""
+    median = {kind: statistics.median(found) for kind, found in times.items()}
+    found = {"prefill_tokens_per_s": work.n_prompt / median["prefill"]}
+    if "decode" in median:
+        found["decode_tokens_per_s"] = work.n_answer / median["decode"]
+    return {**found, **{f"{kind}_s": s for kind, s in median.items() if kind.startswith("encode")}}
 
 
 def ratios(own: Times, peer: Times) -> dict[str, float]:
     """How many times as fast as the peer: the median over pairs."""
-    pairs = {"prefill_ratio": (own.prefill, peer.prefill), "decode_ratio": (own.decode, peer.decode)}
-    faster = {name: [b / a for a, b in zip(*both, strict=True)] for name, both in pairs.items()}
-    return {name: statistics.median(found) for name, found in faster.items() if found}
+    faster = {kind: [b / a for a, b in zip(own[kind], peer[kind], strict=True)] for kind in own if kind in peer}
+    return {f"{kind}_ratio": statistics.median(found) for kind, found in faster.items()}
 
 
-def about(llava: LLaVA) -> dict[str, Any]:
-    """Where and with what it was measured."""
-    packages = ("numpy", "numba", "llvmlite")
-    versions = {name: sys.modules[name].__version__ for name in packages if name in sys.modules}
-    return {
-        "peak_rss_bytes": peak_rss_bytes(),
-        "threads": llava.ops.threads,
-        "backend": llava.ops.name,
-        "cpu": cpu_name(),
-        "versions": {"tinyllava": tinyllava.__version__, "python": platform.python_version(), **versions},
-    }
-
-
-def peak_rss_bytes() -> int | None:
-    """The most memory that this process has held, the file's mapped pages included; None where nobody says."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def memory_ratio(own: int | None, peer: int | None) -> dict[str, float]:
+    """Our peak of memory by the peer's, where both are known."""
+    return {"peak_rss_ratio": own / peer} if own and peer else {}
 
 
 def cpu_name() -> str:
@@ -209,28 +182,43 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+LINES = {
+    "prefill_tokens_per_s": ("prompt, tokens/s", "prefill_ratio", 1.0),
+    "decode_tokens_per_s": ("answer, tokens/s", "decode_ratio", 1.0),
+    "encode_s": ("one tile, s", "encode_ratio", 1.0),
+    "encode_tiles_s": ("all tiles, s", "encode_tiles_ratio", 1.0),
+    "load_s": ("load, s", "", 1.0),
+    "peak_rss_bytes": ("peak memory, MiB", "peak_rss_ratio", 2.0**20),
+}
+
+
 def report(found: dict[str, Any]) -> str:
     """The answer as lines to read."""
+    peers: dict[str, dict[str, Any]] = found.get("peers", {})
     lines = [f"{found['backend']}, {found['threads']} threads, {found['cpu']}"]
-    peer = found.get("peer", {})
-    units = {"prefill_tokens_per_s": "prompt, tokens/s", "decode_tokens_per_s": "answer, tokens/s"}
-    for key, title in {**units, "encode_s": "picture, s"}.items():
-        if key not in found:
+    if peers:
+        lines.append(" " * 27 + "".join(f"{name:>12}{'ratio':>7}" for name in peers))
+    for key, (title, ratio, unit) in LINES.items():
+        if found.get(key) is None:
             continue
-        line = f"{title:<18}{found[key]:9.2f}"
-        if key in peer:
-            line += f"   {peer['name']} {peer[key]:9.2f}   ratio {peer[key.split('_')[0] + '_ratio']:.2f}"
-        lines.append(line)
-    rss = found["peak_rss_bytes"]
-    lines.append(f"{'peak memory, MiB':<18}{rss / 2**20:9.0f}" if rss else "peak memory: unknown here")
+        line = f"{title:<18}{found[key] / unit:9.2f}"
+        for peer in peers.values():
+            theirs = f"{peer[key] / unit:.2f}" if peer.get(key) is not None else ""
+            line += f"{theirs:>12}" + (f"{peer[ratio]:7.2f}" if ratio in peer else " " * 7)
+        lines.append(line.rstrip())
     lines.append(f"{'check':<18}{found['check_error']:9.1e} relative error against the reference")
+    if peers:
+        lines.append("ratio: how many times as fast as the peer, the median over pairs; of memory, ours to theirs")
     return "\n".join(lines)
 
 
-def need(work: Work) -> None:
-    """UsageError for numbers that cannot be."""
+def need(work: Work, peers: Mapping[str, str | None]) -> None:
+    """UsageError for numbers that cannot be, and for peers that are none."""
     for name, number in (("-p", work.n_prompt), ("--repeat", work.repeat)):
         if number < 1:
             raise UsageError(name, str(number), wanted="1 or more")
     if work.n_answer < 0:
         raise UsageError("-n", str(work.n_answer), wanted="0 or more")
+    for peer in peers:
+        if peer not in PEERS:
+            raise UsageError("--peer", peer, wanted=" or ".join(PEERS))
