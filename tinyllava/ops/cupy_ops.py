@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ACTIVATIONS: dict[Activation, int] = {"gelu_erf": 0, "gelu_tanh": 1, "gelu_quick": 2, "silu": 3}  # cuda/rows.cu
 ROWS_OF_BLOCK = 16  # WARPS * ROWS in cuda/matvec.cu
+THREADS = 256  # 32 * WARPS
 CHUNK = 64  # keys for each block in cuda/attention_token.cu
 QUERIES = 64  # for each block in cuda/attention.cu
 FLASH = (FOLDER / "attention.cu").exists()
@@ -156,7 +157,7 @@ class CupyOps:
         products += [None, None, 0, 0] * (3 - len(layers))
         n_blocks = sum(-(-rows // (loops * ROWS_OF_BLOCK)) for rows in d_out)
         shared = 4 * d_in if any(weight.is_float for weight in weights) else 5 * d_in // 2
-        self.kernels.launch("matvec", n_blocks, 256, x, d_in, loops, y, *products, shared=shared)
+        self.kernels.launch("matvec", n_blocks, THREADS, x, d_in, loops, y, *products, shared=shared)
         ends = np.cumsum(d_out).tolist()
         return [y[:, end - rows : end] for rows, end in zip(d_out, ends, strict=True)]
 
