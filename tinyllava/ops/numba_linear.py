@@ -15,9 +15,12 @@ import numpy as np
 from tinyllava.ops.compiled import job, kernel
 from tinyllava.ops.formats import levels_row
 from tinyllava.ops.instructions import (
+    add,
     bfloat_at,
+    float_at,
     half_at,
     load_bfloats,
+    load_floats,
     load_halves,
     put_float,
     put_floats,
@@ -178,9 +181,24 @@ def multiply_tile(layout: int, tile: int, x: int, y: int, y_step: int, n_records
         tile_words(tile, x, y, y_step, n_records)
 
 
+@kernel
+def add_bias(y: int, y_step: int, bias: int, n: int) -> None:
+    """n numbers to each of TOKENS rows."""
+    for t in range(TOKENS):
+        row = y + t * y_step
+        for i in range(0, n - 15, 16):
+            put_floats(row + 4 * i, add(load_floats(row + 4 * i), load_floats(bias + 4 * i)))
+        for i in range(n // 16 * 16, n):
+            put_float(row + 4 * i, float_at(row + 4 * i) + float_at(bias + 4 * i))
+
+
 @job
 def multiply_blocks(args: int, item: int, who: int) -> None:
-    """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out rounded up)."""
+    """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out rounded up).
+
+    The format's number and layout; the matrix, bytes of a row, its rows and columns, tiles of a panel; records,
+    groups of tokens; y and bytes from row to row; scratch, its size; the bias, or 0.
+    """
     a = numbers_at(args)
     number, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
     x, n_groups, y, y_step, scratch = a[7], a[8], a[9], a[10], a[11] + who * a[12]
@@ -193,9 +211,12 @@ def multiply_blocks(args: int, item: int, who: int) -> None:
         tile, room = scratch + p * tile_size, scratch + panel * tile_size
         make_tile(number, layout, raw + row * row_bytes, row_bytes, min(ROWS, d_out - row), d, tile, room)
     for g in range(n_groups):
+        to = y + g * TOKENS * y_step + first * ROWS * 4
         for p in range(count):
-            tile, to = scratch + p * tile_size, y + g * TOKENS * y_step + (first + p) * ROWS * 4
-            multiply_tile(layout, tile, x + g * n_records * X_SIZE[layout], to, y_step, n_records)
+            tile, here = scratch + p * tile_size, x + g * n_records * X_SIZE[layout]
+            multiply_tile(layout, tile, here, to + p * ROWS * 4, y_step, n_records)
+        if a[13] != 0:
+            add_bias(to, y_step, a[13] + first * ROWS * 4, min(count * ROWS, d_out - first * ROWS))
 
 
 @job

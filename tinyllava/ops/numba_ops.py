@@ -19,6 +19,7 @@ from tinyllava.ops import numba_attention as attention
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
+from tinyllava.ops.buffers import Buffers
 from tinyllava.ops.compiled import Job
 from tinyllava.ops.formats import FORMATS
 from tinyllava.ops.reference import NumpyOps
@@ -77,6 +78,7 @@ class NumbaOps(NumpyOps):
     def __init__(self, threads: int | None = None) -> None:
         super().__init__("float32", threads)
         self.team = Team(self.threads)
+        self._buffers = Buffers()
         self._scratch: dict[str, npt.NDArray[np.uint8]] = {}
         self._half_cache = False
 
@@ -99,13 +101,14 @@ class NumbaOps(NumpyOps):
             return super().linear(x, weight, bias)
         rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype=np.float32)  # (n, d_in)
         if len(rows) <= DOT_TOKENS:
-            y = np.empty((len(rows), weight.shape[0]), np.float32)
+            y = self._buffers.empty(len(rows), weight.shape[0])
             for token, answer in zip(rows, y, strict=True):
                 self._dot(token, weight, answer)
         elif isinstance(weight, FloatMatrix):
             y = self._multiply_floats(rows, weight)
         else:
-            y = self._multiply_blocks(rows, weight)
+            y = self._multiply_blocks(rows, weight, bias)
+            bias = None
         if bias is not None:
             y += bias
         return y.reshape(*x.shape[:-1], weight.shape[0])
@@ -129,8 +132,8 @@ class NumbaOps(NumpyOps):
             w.address, w.row_bytes, d_out, d_in, token, scales, y.ctypes.data, rows, *extra,
         )  # fmt: skip
 
-    def _multiply_blocks(self, x: Array, w: BlockMatrix) -> Array:
-        """x (n, d_in) @ W^T -> (n, d_out)."""
+    def _multiply_blocks(self, x: Array, w: BlockMatrix, bias: Array | None) -> Array:
+        """x (n, d_in) @ W^T + bias -> (n, d_out)."""
         n, (d_out, d_in) = len(x), w.shape
         layout, n_records, n_groups = LAYOUTS[w.layout], -(-d_in // BLOCK), -(-n // TOKENS)
         if d_in % BLOCK:
@@ -144,11 +147,13 @@ class NumbaOps(NumpyOps):
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
         scratch = self._room("tiles", size * self.threads)
-        y = np.empty((n_groups * TOKENS, n_tiles * ROWS), np.float32)
+        bias = None if bias is None else _floats(bias)
+        y = self._buffers.empty(n_groups * TOKENS, n_tiles * ROWS)
         self.team.run(
             products.multiply_blocks, -(-n_tiles // panel),
             w.format.number, w.layout, w.address, w.row_bytes, d_out, d_in, panel,
             records, n_groups, y.ctypes.data, 4 * y.shape[1], scratch, size,
+            0 if bias is None else bias.ctypes.data,
         )  # fmt: skip
         return y[:n, :d_out]
 
@@ -158,7 +163,7 @@ class NumbaOps(NumpyOps):
         n_groups, n_tiles, size = -(-n // TOKENS), -(-d_out // ROWS), 4 * ROWS * d_in
         if n % TOKENS:
             x = np.pad(x, ((0, -n % TOKENS), (0, 0)))
-        y = np.empty((n_groups * TOKENS, n_tiles * ROWS), np.float32)
+        y = self._buffers.empty(n_groups * TOKENS, n_tiles * ROWS)
         scratch = self._room("tiles", size * self.threads)
         self.team.run(
             products.multiply_floats, n_tiles,
@@ -178,7 +183,7 @@ class NumbaOps(NumpyOps):
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         x, w = _floats(x), _floats(weight)
-        y, n, d = np.empty_like(x), x.size // x.shape[-1], x.shape[-1]
+        y, n, d = self._buffers.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
         step = max(1, ITEM_NUMBERS // d)
         self.team.run(
             rowwise.rms_norm, -(-n // step), x.ctypes.data, w.ctypes.data, y.ctypes.data, n, d, _bits(eps), step
@@ -187,7 +192,7 @@ class NumbaOps(NumpyOps):
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         x, w, b = _floats(x), _floats(weight), _floats(bias)
-        y, n, d = np.empty_like(x), x.size // x.shape[-1], x.shape[-1]
+        y, n, d = self._buffers.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
         step = max(1, ITEM_NUMBERS // d)
         self.team.run(
             rowwise.layer_norm, -(-n // step),
@@ -197,14 +202,14 @@ class NumbaOps(NumpyOps):
 
     def activation(self, x: Array, kind: Activation) -> Array:
         x = _floats(x)
-        y = np.empty_like(x)
+        y = self._buffers.empty(*x.shape)
         job = rowwise.ACTIVATIONS[kind]
         self.team.run(job, -(-x.size // ITEM_NUMBERS), x.ctypes.data, y.ctypes.data, x.size, ITEM_NUMBERS)
         return y
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         gate, up = _floats(gate), _floats(up)
-        y, count = np.empty_like(gate), gate.size
+        y, count = self._buffers.empty(*gate.shape), gate.size
         self.team.run(
             rowwise.swiglu, -(-count // ITEM_NUMBERS),
             gate.ctypes.data, y.ctypes.data, count, ITEM_NUMBERS, up.ctypes.data,
@@ -215,7 +220,7 @@ class NumbaOps(NumpyOps):
 
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array:
         x, cos, sin = _floats(x), _floats(cos), _floats(sin)
-        y, (n, n_head, d) = np.empty_like(x), x.shape
+        y, (n, n_head, d) = self._buffers.empty(*x.shape), x.shape
         step = max(1, ITEM_NUMBERS // (n_head * d))
         self.team.run(
             rowwise.rope, -(-n // step), x.ctypes.data, cos.ctypes.data, sin.ctypes.data, y.ctypes.data,
@@ -230,7 +235,7 @@ class NumbaOps(NumpyOps):
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array:
         q, k, v = _floats(q), _rows(k), _rows(v)
         (n, n_head, d), (m, n_head_kv, _) = q.shape, k.shape
-        y = np.empty_like(q)
+        y = self._buffers.empty(*q.shape)
         few = n <= DOT_TOKENS
         size = 4 * (m + 16 + d) if few else 4 * int(attention.scratch_floats(d))
         size = -(-size // 64) * 64

@@ -1,0 +1,50 @@
+"""Memory that is used again must not be in use."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyllava.ops.buffers import SMALL_BYTES, Buffers
+
+N = SMALL_BYTES // 4
+
+
+def address(x: np.ndarray) -> int:
+    return x.ctypes.data
+
+
+def test_a_free_buffer_is_used_again_and_a_held_one_is_not() -> None:
+    buffers = Buffers()
+    first = buffers.empty(2, N)
+    where, view = address(first), first[1:, 3:]
+    assert address(buffers.empty(2, N)) != where
+    del first
+    assert address(buffers.empty(2, N)) != where  # the view still holds it
+    del view
+    assert address(buffers.empty(2, N)) == where
+
+
+def test_free_buffers_that_do_not_fit_are_let_go() -> None:
+    buffers = Buffers()
+    held = buffers.empty(N)
+    buffers.empty(2 * N)
+    assert len(buffers._held) == 2
+    buffers.empty(8 * N)
+    assert [b.size for b in buffers._held] == [N, 8 * N]
+    assert held.shape == (N,)
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=30))
+def test_live_arrays_never_share_memory(steps: list[tuple[int, bool]]) -> None:
+    buffers, live = Buffers(), []
+    for i, (size, keep) in enumerate(steps):
+        x = buffers.empty(size, N // 2)
+        assert x.shape == (size, N // 2) and x.dtype == np.float32
+        x[:] = i
+        if keep:
+            live.append((i, x[size // 2 :]))
+        elif live:
+            live.pop(0)
+        assert all((y == j).all() for j, y in live)
