@@ -276,7 +276,7 @@ def test_without_options_the_demo_explains_itself(tmp_path: Path, capsys: pytest
     [
         (["-p", "?", "-o", "nowhere/out.html"], "no such directory"),
         (["-p", "?", "-o", "x.html", "--text"], "-o/--output"),
-        (["-p", "?", "--image", "SAME"], "2 pictures; wanted one picture"),
+        (["-p", "<image>?", "--image", "SAME"], "<image> once, but 2 pictures"),
         (["-p", "?", "--max-layers", "3"], "not an option"),
         (["-p", "?", "--json"], "given to explain"),
     ],
@@ -292,10 +292,12 @@ def test_what_cannot_be_explained_is_said_in_a_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_picture_is_wanted(folder: Path) -> None:
+def test_as_many_pictures_as_the_prompt_has_places_for(folder: Path) -> None:
     llava = tinyllava.load(folder / "vicuna.gguf", folder / "clip_15.gguf", backend="numpy")
-    with pytest.raises(UsageError, match="picture"):
+    with pytest.raises(UsageError, match="<image> twice, but 1 picture"):
         explain(llava, "<image> and <image>", folder / "picture.png")
+    with pytest.raises(UsageError, match="no picture"):
+        explain(llava, "What?", [])
 
 
 def test_no_walk_without_events(folder: Path) -> None:

@@ -19,8 +19,8 @@ DESCRIPTION = """\
 Answer a question about a picture, and show what happened inside: what the model saw, where it looked for
 each word, what else it had in mind, and each step with its shape, parameters, time and line of code.
 Writes one HTML page that needs no network (-o), or prints the steps (--text). Without -m it explains the
-embedded demo model, and without --image and -p its own picture and question. It answers greedily unless
---temp says otherwise.
+embedded demo model, and without --image and -p its own picture and question. Several pictures are explained
+together, in one prompt. It answers greedily unless --temp says otherwise.
 """
 MAX_TOKENS = 64  # of an answer, unless -n says otherwise: each has its maps
 
@@ -63,10 +63,8 @@ def watch(arguments: argparse.Namespace, report: Report) -> Explanation:
     check_settings(arguments)
     _fill_in(arguments)
     task = read_task(arguments, report)
-    if len(task.groups) > 1 or len(task.groups[0]) > 1:
-        found = f"{sum(map(len, task.groups))} pictures"
-        raise UsageError("--image", found, wanted="one picture to explain", hint="Explain them one after another")
-    if not task.groups[0]:
+    pictures = [picture for group in task.groups for picture in group]
+    if not pictures:
         raise UsageError("--image", "no picture", wanted="a picture to explain", hint="Give one with --image")
     check_pictures(task)
     if arguments.temperature is None:
@@ -77,12 +75,11 @@ def watch(arguments: argparse.Namespace, report: Report) -> Explanation:
 
     sampling = complete(sampling, arguments, llava)
     template = arguments.chat_template or "auto"
-    picture = task.groups[0][0]
-    room = llava.plan(task.prompt, [picture], max_tokens=-1, template=template).max_tokens
+    room = llava.plan(task.prompt, pictures, max_tokens=-1, template=template).max_tokens
     return explain(
         llava,
         task.prompt,
-        picture,
+        pictures,
         max_tokens=arguments.n_predict or min(MAX_TOKENS, room),
         sampling=sampling,
         template=template,

@@ -1,4 +1,4 @@
-"""Explain: one answer about one picture, watched from the file to the last token.
+"""Explain: one answer about a picture or several, watched from the file to the last token.
 
     explanation = explain(llava, "What is this?", "cat.png")
     explanation.tokens[0].probability, explanation.maps.shape, explanation.walk[3].place
@@ -9,6 +9,7 @@ The page that shows it is explain_page.py, the terminal's table explain_text.py.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any
@@ -17,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.errors import UsageError
-from tinyllava.generate import Plan, Result, Stream, make_plan
+from tinyllava.generate import Plan, Result, Stream, make_plan, picture_list
 from tinyllava.language.llama import unembed
 from tinyllava.llava import LLaVA, Progress, no_progress
-from tinyllava.study.explain_maps import Keep, MapKeeper, Panel, choose_maps, make_panels
+from tinyllava.study.explain_maps import Ints, Keep, MapKeeper, Panel, choose_maps, panels_of_all
 from tinyllava.study.explain_walk import Row, count_weights, make_walk, weight_owners
 from tinyllava.study.explain_watch import ATTENTION, Event, Phase, Step, Watch, WatchedSampler
 from tinyllava.text.prompt import ImageSlot
@@ -58,7 +59,7 @@ class TokenStep:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that the report draws. Maps: (n_tokens, 1 + layers kept, 1 + heads kept, tokens of the picture)."""
+    """All that the report draws. Maps: (n_tokens, 1 + layers kept, 1 + heads kept, tokens of all pictures)."""
 
     question: str
     llava: LLaVA
@@ -66,8 +67,8 @@ class Explanation:
     result: Result
     walk: list[Row]
     tokens: list[TokenStep]
-    rgb: Pixels  # the picture as given
-    tiles: npt.NDArray[np.uint8]  # (n_tiles, tile_px, tile_px, 3): what the vision tower sees
+    given: tuple[Pixels, ...]  # the pictures as given
+    tiles: npt.NDArray[np.uint8]  # (n_tiles, tile_px, tile_px, 3): what the vision tower sees, of all pictures
     panels: list[Panel]
     keep: Keep
     maps: Floats  # index 0 on the axes of layers and heads is the mean over all of them
@@ -77,7 +78,7 @@ class Explanation:
 def explain(
     llava: LLaVA,
     question: str,
-    image: Source,
+    images: Source | Sequence[Source],
     *,
     max_tokens: int = 64,
     sampling: Sampling | None = None,
@@ -85,16 +86,18 @@ def explain(
     progress: Progress = no_progress,
     lens: bool = True,
 ) -> Explanation:
-    """Answer ``question`` about ``image`` (greedily unless ``sampling`` says otherwise) and watch it happen.
+    """Answer ``question`` about ``images`` (greedily unless ``sampling`` says otherwise) and watch it happen.
 
-    Raises what ``generate`` raises, and UsageError for a prompt with more than one picture.
+    Raises what ``generate`` raises, and UsageError for a prompt without a picture.
     """
-    plan = make_plan(llava, question, [image], max_tokens=max_tokens, template=template)
+    sources = picture_list(images)
+    plan = make_plan(llava, question, sources, max_tokens=max_tokens, template=template)
     sampling = sampling or Sampling(temperature=0.0)
     result, watch, keeper = observe(llava, plan, sampling, progress)
     again = replace(sampling, seed=result.seed)
     events = steady([watch.events, *_run_again(llava, plan, again)])
-    decoded, tokens = _decode_again(image), _tokenize_again(question, plan, llava)
+    decoded = [_decode_again(source) for source in sources]
+    tokens = _tokenize_again(question, plan, llava)
     return Explanation(
         question=question,
         llava=llava,
@@ -102,26 +105,29 @@ def explain(
         result=result,
         walk=make_walk(_in_order(decoded, tokens, events), llava),
         tokens=[_token(step, llava, lens) for step in watch.steps],
-        rgb=plan.pixels[0],
-        tiles=as_seen(watch.pixels, llava),
-        panels=make_panels(plan.pictures[0]),
+        given=plan.pixels,
+        tiles=as_seen(np.concatenate(watch.pixels), llava),
+        panels=panels_of_all(plan.pictures),
         keep=keeper.keep,
         maps=np.stack(keeper.maps),
         shares=np.stack(keeper.shares),
     )
 
 
-def picture_columns(plan: Plan) -> tuple[int, int]:
-    """Where the picture's tokens start and stop in the prompt. UsageError unless there is one picture."""
-    if len(plan.pictures) != 1:
-        found = f"{len(plan.pictures)} pictures"
-        raise UsageError("--image", found, wanted="one picture to explain", hint="Explain them one after another")
-    start = 0
+def picture_columns(plan: Plan) -> Ints:
+    """Where the pictures' tokens stand in the prompt, in the pictures' order. UsageError if there is none."""
+    if not plan.pictures:
+        raise UsageError("--image", "no picture", wanted="a picture to explain", hint="Give one with --image")
+    columns: list[Ints] = [np.empty(0, int)] * len(plan.pictures)
+    place = 0
     for part in plan.parts:
         if isinstance(part, ImageSlot):
-            break
-        start += len(part)
-    return start, start + plan.image_tokens
+            n = plan.pictures[part.index].n_tokens
+            columns[part.index] = np.arange(place, place + n)
+            place += n
+        else:
+            place += len(part)
+    return np.concatenate(columns)
 
 
 # ---- the run
@@ -130,8 +136,8 @@ def picture_columns(plan: Plan) -> tuple[int, int]:
 def observe(
     llava: LLaVA, plan: Plan, sampling: Sampling, progress: Progress = no_progress
 ) -> tuple[Result, Watch, MapKeeper]:
-    """Run a plan with one picture, watched: the answer, what the taps saw, and the attention to the picture."""
-    columns, config = slice(*picture_columns(plan)), llava.language.llama.config
+    """Run a plan with pictures, watched: the answer, what the taps saw, and the attention to the pictures."""
+    columns, config = picture_columns(plan), llava.language.llama.config
     keep = choose_maps(config.n_layer, config.n_head, plan.image_tokens, plan.max_tokens)
     keeper = MapKeeper(config.n_layer, columns, plan.prompt_tokens, keep)
     watch = Watch(llava.ops, plan.prompt_tokens, keeper)
@@ -195,10 +201,10 @@ def _event(phase: Phase, name: str, shape: tuple[int, ...], started: float, code
     return Event(phase, name, tuple(shape), time.perf_counter() - started, code, code.co_firstlineno)
 
 
-def _in_order(decoded: Event, tokens: Event, watched: list[Event]) -> list[Event]:
+def _in_order(decoded: list[Event], tokens: Event, watched: list[Event]) -> list[Event]:
     """All events, those that no tap reported in their places."""
     n_picture = sum(event.phase == "picture" for event in watched)
-    return [decoded, *watched[:n_picture], tokens, *watched[n_picture:]]
+    return [*decoded, *watched[:n_picture], tokens, *watched[n_picture:]]
 
 
 # ---- what came out

@@ -74,18 +74,34 @@ def grid_lines(size: tuple[int, int], step: float, width: float, colour: str = "
     rows, columns = (round(side / step) for side in size)
     path = [f"M0 {i * step:g}H{size[1]}" for i in range(rows + 1)]
     path += [f"M{i * step:g} 0V{size[0]}" for i in range(columns + 1)]
-    return f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>'
+    drawn = f'<path d="{"".join(path)}" fill="none" stroke'
+    shade = f'{drawn}="#15101f" stroke-opacity=".3" stroke-width="{1.5 * width:g}"/>'  # on white pictures
+    return f'{shade}{drawn}="{colour}" stroke-width="{width:g}"/>'
 
 
 def figures(e: Explanation) -> str:
-    """The picture three times: as given, as prepared, as the vision tower sees it."""
-    plan, n = e.plan.pictures[0], len(e.panels) - 1
-    given = use("given", size_of(shrunk(e.rgb)), "The picture as given")
-    prepared, seen = (
-        _figure_of_tiles(e, n, "The picture as prepared for the vision tower", patches=False),
-        "".join(
-            _figure_of_tiles(e, i, f"{p.title}, cut into patches", patches=True) for i, p in enumerate(e.panels)
-        ),
+    """Every picture three times: as given, as prepared, as the vision tower sees it."""
+    several = len(e.given) > 1
+    rows = []
+    for number in range(len(e.given)):
+        title = f"<h3>Picture {number + 1}</h3>\n" if several else ""
+        rows.append(f'{title}<div class="figures">\n{_figures_of(e, number)}\n</div>')
+    return "\n".join(rows)
+
+
+def picture_name(e: Explanation, number: int) -> str:
+    """What a text alternative calls a picture."""
+    return "The picture" if len(e.given) == 1 else f"Picture {number + 1}"
+
+
+def _figures_of(e: Explanation, number: int) -> str:
+    """The three figures of one picture."""
+    plan, name = e.plan.pictures[number], picture_name(e, number)
+    panels = [i for i, panel in enumerate(e.panels) if panel.picture == number]
+    given = use(f"given-{number}", size_of(shrunk(e.given[number])), f"{name} as given")
+    prepared = _figure_of_tiles(e, panels[-1], f"{name} as prepared for the vision tower", patches=False)
+    seen = "".join(
+        _figure_of_tiles(e, i, f"{e.panels[i].title}, cut into patches", patches=True) for i in panels
     )
     patch_px, side = e.llava.eye.config.patch_px, plan.tile_patches
     tiles = f"{plan.n_tiles} tiles, each" if plan.n_tiles > 1 else "One tile,"

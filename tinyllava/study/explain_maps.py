@@ -7,8 +7,8 @@ here a second time: anyres.merge() is asked, with features that say their own pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ Ints = npt.NDArray[np.int64]
 NOWHERE = -1  # in a panel: no token sees this patch (padding that was cut away)
 MAX_BYTES = 1_250_000  # of all maps together; base64 makes a third more of it
 SEGMENTS = ("the first token", "text before the picture", "the picture", "text after it", "the answer so far")
+SEGMENTS_OF_SEVERAL = (SEGMENTS[0], "text before them", "the pictures", "text between and after", SEGMENTS[4])
+FIRST, BEFORE, PICTURE, AFTER, ANSWER = range(5)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Panel:
     title: str
     tiles: tuple[tuple[int, ...], ...]  # the tiles' numbers, laid out as they lie in the picture
     tokens: Ints
+    picture: int = 0  # of several: which
 
     @property
     def tile_patches(self) -> int:
@@ -50,6 +53,21 @@ def make_panels(plan: PicturePlan) -> list[Panel]:
         return [whole]
     overview = Panel("The overview", ((0,),), by_tile[0])
     return [overview, whole] if n_grid else [overview]
+
+
+def panels_of_all(plans: Sequence[PicturePlan]) -> list[Panel]:
+    """The views of all pictures of a prompt; tiles and tokens are counted through."""
+    if len(plans) == 1:
+        return make_panels(plans[0])
+    panels, n_tiles, n_tokens = [], 0, 0
+    for i, plan in enumerate(plans):
+        for panel in make_panels(plan):
+            title = f"Picture {i + 1}" if plan.n_tiles == 1 else f"Picture {i + 1}, {panel.title.lower()}"
+            tiles = tuple(tuple(number + n_tiles for number in row) for row in panel.tiles)
+            tokens = np.where(panel.tokens == NOWHERE, NOWHERE, panel.tokens + n_tokens)
+            panels.append(replace(panel, title=title, tiles=tiles, tokens=tokens, picture=i))
+        n_tiles, n_tokens = n_tiles + plan.n_tiles, n_tokens + plan.n_tokens
+    return panels
 
 
 def token_of_patch(plan: PicturePlan) -> Ints:
@@ -91,7 +109,7 @@ class MapKeeper:
     """Collects the attention of the tokens being made: ``add`` once a layer, ``finish`` once a token."""
 
     n_layer: int
-    columns: slice  # where the picture's tokens stand in the context
+    columns: Ints  # where the pictures' tokens stand in the context, in their order
     n_prompt: int
     keep: Keep
     maps: list[Floats] = field(default_factory=list)  # of each token (1 + layers kept, 1 + heads kept, n_tokens)
@@ -117,9 +135,11 @@ class MapKeeper:
 
     def _shares(self, whole: Floats) -> Floats:
         """How the attention (..., m) is divided among SEGMENTS -> (..., 5)."""
-        start, stop = self.columns.start, self.columns.stop
-        bounds = [0, min(1, start), start, stop, self.n_prompt, whole.shape[-1]]
-        parts = [whole[..., a:b].sum(axis=-1) for a, b in pairwise(bounds)]
+        position = np.arange(whole.shape[-1])
+        segment = np.where(position < self.columns[0], BEFORE, np.where(position < self.n_prompt, AFTER, ANSWER))
+        segment[0] = FIRST
+        segment[self.columns] = PICTURE
+        parts = [whole[..., segment == i].sum(axis=-1) for i in range(len(SEGMENTS))]
         return np.stack(parts, axis=-1).astype(np.float32)
 
 

@@ -23,8 +23,8 @@ from tinyllava import __version__
 from tinyllava.files.gguf_write import put, replacing
 from tinyllava.study.explain import Explanation, Guess, TokenStep, n_parameters
 from tinyllava.study.explain_colour import ramp
-from tinyllava.study.explain_figures import compose, figures, map_panel, shrunk, symbol, use
-from tinyllava.study.explain_maps import SEGMENTS, quantise
+from tinyllava.study.explain_figures import compose, figures, map_panel, picture_name, shrunk, symbol, use
+from tinyllava.study.explain_maps import PICTURE, SEGMENTS, SEGMENTS_OF_SEVERAL, quantise
 from tinyllava.study.explain_walk_page import count, walk_html
 from tinyllava.vision.image import size_of
 
@@ -66,7 +66,9 @@ def render(e: Explanation) -> str:
         answer=escape(e.result.text.strip() or "(nothing)"),
         facts=escape(" · ".join(facts(e))),
         symbols=_symbols(e),
-        given_small=use("given", size_of(shrunk(e.rgb)), "The picture"),
+        given_small="".join(
+            use(f"given-{i}", size_of(shrunk(rgb)), picture_name(e, i)) for i, rgb in enumerate(e.given)
+        ),
         figures=figures(e),
         film=_film(e),
         layer_options=_options(layer_names(e)),
@@ -84,6 +86,7 @@ def render(e: Explanation) -> str:
 def facts(e: Explanation) -> list[str]:
     """What ran, in a few words each."""
     text, eye, ops = e.llava.language, e.llava.eye, e.llava.ops
+    pictures = "the picture" if len(e.given) == 1 else f"{len(e.given)} pictures"
     name = text.metadata.get("general.name")
     return [
         e.plan.family,
@@ -91,7 +94,7 @@ def facts(e: Explanation) -> list[str]:
         f"{text.path.name} + {eye.path.name}",
         f"{count(n_parameters(e.llava))} parameters",
         f"{ops.name}, {ops.dtype.name}",
-        f"{e.plan.prompt_tokens} tokens of prompt, {e.plan.image_tokens} of them the picture",
+        f"{e.plan.prompt_tokens} tokens of prompt, {e.plan.image_tokens} of them {pictures}",
         f"template {e.plan.template}",
     ]
 
@@ -110,6 +113,7 @@ def data(e: Explanation) -> dict[str, Any]:
         "panels": [
             {
                 "title": panel.title,
+                "picture": panel.picture,
                 "rows": panel.tokens.shape[0],
                 "columns": panel.tokens.shape[1],
                 "tokens": _base64(panel.tokens.astype("<i2")),  # -1: no token; little-endian, as browsers are
@@ -122,8 +126,8 @@ def data(e: Explanation) -> dict[str, Any]:
             "heads": head_names(e),
             "values": _base64(values),
             "peaks": _base64(peaks.astype("<f4")),
-            "segments": SEGMENTS,
-            "pictureSegment": SEGMENTS.index("the picture"),
+            "segments": SEGMENTS if len(e.given) == 1 else SEGMENTS_OF_SEVERAL,
+            "pictureSegment": PICTURE,
             "shares": _base64(np.rint(e.shares * 255).clip(0, 255).astype(np.uint8)),
         },
         "tokens": [
@@ -169,7 +173,7 @@ def visible(text: str) -> str:
 
 
 def _symbols(e: Explanation) -> str:
-    parts = [symbol("given", shrunk(e.rgb))]
+    parts = [symbol(f"given-{i}", shrunk(rgb)) for i, rgb in enumerate(e.given)]
     parts += [symbol(f"tiles-{i}", compose(e.tiles, panel)) for i, panel in enumerate(e.panels)]
     return "\n".join(parts)
 

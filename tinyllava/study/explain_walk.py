@@ -140,7 +140,7 @@ def _row(part: Part, events: list[Event], n_answer: int, owners: dict[str, list[
     answer = [event.seconds for event in events if event.phase == "answer"]
     before = [event for event in events if event.phase != "answer"]
     shown = [event for event in before if canonical(event.name) == first_tap]
-    shape, times = _combined([event.shape for event in shown])
+    shape, times = _combined([event.shape for event in shown], in_pieces=first_tap != "decode")
     code, line = events[0].code, events[0].line
     return Row(
         stage=part.stage,
@@ -164,9 +164,10 @@ def _per_token(seconds: list[float], n_tokens: int) -> float:
     return float(np.median(np.reshape(seconds[: firings * n_tokens], (n_tokens, firings)).sum(axis=1)))
 
 
-def _combined(shapes: list[tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
-    """One shape for several firings, and how often: equal ones repeat, pieces of a prompt are put together."""
-    if len(set(shapes)) <= 1:
+def _combined(shapes: list[tuple[int, ...]], in_pieces: bool) -> tuple[tuple[int, ...], int]:
+    """One shape for several firings, and how often: equal ones repeat, pieces of a prompt are put together, and
+    of pictures of different sizes the first stands for all."""
+    if len(set(shapes)) <= 1 or not in_pieces:
         return (shapes[0], len(shapes)) if shapes else ((), 0)
     rests = list(dict.fromkeys(shape[1:] for shape in shapes))
     return (sum(shape[0] for shape in shapes), *rests[0]) if len(rests) == 1 else shapes[0], 1

@@ -53,7 +53,7 @@ class Watch:
     maps: MapKeeper | None = None  # None: nobody looks at attention
     events: list[Event] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    pixels: npt.NDArray[Any] = field(default_factory=lambda: np.empty((0, 3, 0, 0)))  # (n_tiles, 3, H, W)
+    pixels: list[npt.NDArray[Any]] = field(default_factory=list)  # of each picture (n_tiles, 3, H, W)
     n_read: int = 0  # tokens that the language model has read or is reading
     _mark: float = field(default_factory=time.perf_counter)
     _hidden: list[npt.NDArray[Any]] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Watch:
             self.ops.numpy(value[:1])  # a GPU computes later than it is asked: wait for it, then look at the clock
         seconds = time.perf_counter() - self._mark
         if name == "pixels":
-            self.pixels = value
+            self.pixels.append(np.asarray(value))
         if name == "llm.inp_embd":
             self.n_read += len(value)
             self._hidden = []

@@ -46,6 +46,12 @@ function strongest(token, layer, head) {
   return best;
 }
 
+// The view for small maps: the tiles of the picture that got the strongest attention.
+function mainPanel(token) {
+  const { picture } = panels[strongest(token, 0, 0).panel];
+  return panels.filter((panel) => panel.picture === picture).pop();
+}
+
 const canvas = document.createElement("canvas");
 function paint(panel, token, layer, head, top) {
   const weight = weightsOf(token, layer, head);
@@ -89,10 +95,11 @@ function drawMaps() {
 function describe(token, layer, head, peak) {
   const panel = panels[peak.panel];
   const where = `row ${1 + Math.floor(peak.cell / panel.columns)}, column ${1 + (peak.cell % panel.columns)}`;
-  const view = panels.length > 1 ? ` of ${panel.title.toLowerCase()}` : "";
+  const name = panel.title.charAt(0).toLowerCase() + panel.title.slice(1);
+  const view = panels.length > 1 ? ` of ${name}` : "";
   const onPicture = shares[at(token, layer, head) * maps.segments.length + maps.pictureSegment] / 255;
   const who = `${layerName(layer)}, ${headName(head)}`;
-  return `Choosing “${data.tokens[token].text}” (${who}): ${percent(onPicture)} of the attention is on the picture, ` +
+  return `Choosing “${data.tokens[token].text}” (${who}): ${percent(onPicture)} of the attention is on ${maps.segments[maps.pictureSegment]}, ` +
     `most on the patch in ${where}${view} (${percent(peak.value)}).`;
 }
 
@@ -138,7 +145,7 @@ function drawGrid() {
   const card = byId("grid-card");
   card.hidden = nLayers * nHeads > GRID_LIMIT || nLayers * nHeads < 2;
   if (card.hidden) return;
-  const panel = panels[panels.length - 1];
+  const panel = mainPanel(state.token);
   const grid = byId("grid");
   grid.style.gridTemplateColumns = `max-content repeat(${nHeads}, minmax(40px, 124px))`;
   const text = (words, name) => {
@@ -219,10 +226,9 @@ function watchPatches(panel, p) {
 // ---- selectors
 
 function drawFilm() {
-  const panel = panels[panels.length - 1];
   const { layer, head } = state;
   document.querySelectorAll("#film .mini").forEach((image, token) => {
-    image.src = paint(panel, token, layer, head, strongest(token, layer, head).value);
+    image.src = paint(mainPanel(token), token, layer, head, strongest(token, layer, head).value);
   });
 }
 
