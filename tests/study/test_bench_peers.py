@@ -12,33 +12,12 @@ from pathlib import Path
 import pytest
 
 from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
+from tests.study import stub_llama_cpp
 from tinyllava.cli import main
 from tinyllava.errors import UsageError
 from tinyllava.study.bench import Contest
 from tinyllava.study.peer_own import Own
 from tinyllava.study.peers import OWN, Work, Worker, find_driver, rest, tokens
-
-# What peer_llama_cpp.py calls, as a library that counts tokens. It prints, as C libraries do.
-LLAMA_CPP = """
-import ctypes, types
-llama_token = ctypes.c_int32
-held = 0
-def llama_backend_init(): print("hello on stdout")
-def llama_model_default_params(): return types.SimpleNamespace()
-def llama_model_load_from_file(path, settings): return 1 if path.endswith(b"model.gguf") else None
-def llama_context_default_params(): return types.SimpleNamespace()
-def llama_init_from_model(model, limits): globals().update(limits=limits); return 2
-def llama_get_memory(context): return 3
-def llama_memory_seq_rm(memory, sequence, start, end): global held; held = min(held, start) if start else 0
-def llama_batch_get_one(tokens, n): return n
-def llama_decode(context, n):
-    global held
-    held += n
-    return int(held > limits.n_ctx)
-def llama_get_logits_ith(context, i): return None
-def llama_print_system_info(): return b"stub"
-"""
-METADATA = "Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 1.2.3\n"
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the workers' path with a package llama_cpp."""
-    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
-    (tmp_path / "llama_cpp_python-1.2.3.dist-info").mkdir()
-    (tmp_path / "llama_cpp_python-1.2.3.dist-info" / "METADATA").write_text(METADATA)
+    stub_llama_cpp.install(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 
@@ -96,7 +73,7 @@ def test_a_peer_that_dies_is_one_line_with_its_last_words(
     stub: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     end = "import os\ndef llama_decode(context, n):\n    print('out of luck', flush=True)\n    os._exit(3)\n"
-    (stub / "llama_cpp.py").write_text(LLAMA_CPP + end)
+    stub_llama_cpp.install(stub, end)
     assert main(f"bench -m {model} -p 2 -n 1 -t 1 --peer llama.cpp".split()) == 2
     assert "--peer: llama.cpp ended: out of luck, exit code 3; wanted an answer" in capsys.readouterr().err
 
