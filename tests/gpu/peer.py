@@ -1,4 +1,4 @@
-"""transformers on the same card with the same weights, in half precision as it is used, or in float64 as the truth.
+"""transformers on the same card with the same weights, in half precision as usual, or in float64 as the truth.
 
     llama = language(random_file(VICUNA_7B, "F16"), torch.float16)
     seconds = time_prefill(llama, embeds)           # embeds (n, n_embd), NumPy's
@@ -142,7 +142,7 @@ def empty(kind: Any, config: Any, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, name: str, tensor: Any, n_turned: int = 0, copies: dict[Any, Any] | None = None) -> None:
+def fill(model: nn.Module, name: str, tensor: Any, n_turned: int = 0, copies: Any = None) -> None:
     """Copy a file's tensor into a parameter. Rows of ``n_turned`` heads go from GGUF's order to transformers'.
 
     In a file of the architecture "llama", the features that RoPE pairs are neighbours; here they are half a head
@@ -260,7 +260,7 @@ def time_prefill(model: Any, embeds: Any) -> float:
 
 @torch.no_grad()
 def time_decode(model: Any, context: Any, steps: int = 64, repeat: int = 3) -> float:
-    """One token after ``context`` (n, n_embd): a forward pass with the cache, and argmax on the card. Of the clock."""
+    """One token after ``context`` (n, n_embd): a forward pass with the cache, argmax on the card. Wall time."""
     x = tensor_for(model, context)
 
     def decode(n: int) -> float:
@@ -280,7 +280,7 @@ def time_decode(model: Any, context: Any, steps: int = 64, repeat: int = 3) -> f
 
 @torch.no_grad()
 def time_generate(model: Any, context: Any, steps: int = 64, repeat: int = 3) -> float:
-    """One token of ``generate()``, greedy, its own work on the host included: a long answer's time less a short's."""
+    """One token of ``generate()``, greedy, its work on the host included: a long answer's time less a short's."""
     x = tensor_for(model, context)
     mask = torch.ones(x.shape[:2], dtype=torch.long, device=DEVICE)
 
