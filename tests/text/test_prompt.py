@@ -148,6 +148,24 @@ def test_llama_mtmd_cli_has_no_system_text_and_no_line_end_after_the_picture() -
     }
 
 
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        ("vicuna", "USER: ", " ASSISTANT:"),
+        ("mistral", "[INST] ", " [/INST]"),
+        ("chatml-34b", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "llama-3",
+            "<|start_header_id|>user<|end_header_id|>\n\n",
+            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
+def test_transformers_words_it_as_the_checkpoints_chat_templates(name: str, before: str, after: str) -> None:
+    template = template_for(name, PROFILES["hf"].wording)
+    assert build(template, "Why?") == [before, ImageSlot(0), f"\nWhy?{after}"]
+
+
 def test_llama_llava_cli_asks_every_model_as_vicuna() -> None:
     template, reason = choose_template({"general.name": "llava-mistral"}, SPM, profile=PROFILES["llava-cli"])
     assert (template, reason) == (template_for("vicuna", "native"), "vicuna: every model gets it")

@@ -79,13 +79,27 @@ TEMPLATES: dict[str, Template] = {
 }
 
 # What the other implementations say instead; all else is as above.
-#   hub            the chat templates of the checkpoints converted for transformers
+#   hub            the chat templates of the checkpoints converted for transformers, without system texts:
+#                  llava-hf/llava-1.5-7b-hf, llava-v1.6-34b-hf (ccd5c91), llama3-llava-next-8b-hf (2844b9a);
+#                  llava-v1.6-mistral-7b-hf says what the original says
 #   native         what llama-llava-cli puts around a question that has no <image> in it, whatever the model
 #   chat_template  llama.cpp's built-in templates, as llama-mtmd-cli takes them: no system text, and the
 #                  picture goes right before the question. The files' own Jinja text only tells which.
 OTHER_WORDINGS: dict[Wording, tuple[Template, ...]] = {
     "conversation": (),
-    "hub": (Template("vicuna", before="USER: ", after=" ASSISTANT:"),),
+    "hub": (
+        Template("vicuna", before="USER: ", after=" ASSISTANT:"),
+        Template(
+            "chatml-34b",
+            before="<|im_start|>user\n",
+            after="<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        Template(
+            "llama-3",
+            before="<|start_header_id|>user<|end_header_id|>\n\n",
+            after="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ),
     "native": (Template("vicuna", f"{HUMAN_AND_ASSISTANT}\nUSER:", "\nASSISTANT:", after_image=""),),
     "chat_template": (
         Template("vicuna", before="USER: ", after="\nASSISTANT:", after_image=""),
