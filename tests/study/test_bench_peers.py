@@ -50,6 +50,15 @@ def test_a_peer_takes_turns(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.usefixtures("stub")
+def test_ik_counts_positions_and_sees_no_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("bench -p 20 -n 3 -t 1 --repeat 2 --peer ik --json".split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    peer = found["peers"]["ik"]
+    assert peer["versions"] == {"ik-llama-cpp-python": "1.2.3"} and peer["system"] == "stub"
+    assert {"prefill_ratio", "decode_ratio"} <= set(peer) and "encode_s" in found and "encode_s" not in peer
+
+
+@pytest.mark.usefixtures("stub")
 def test_what_a_peer_cannot_do_is_one_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,10 @@ class LlamaCpp:
         self.context = library.llama_init_from_model(self.model, limits) if self.model else None
         if not self.context:
             raise UsageError("--peer", f"cannot load {work.model}", wanted="a file that it knows")
-        self.eye = Mtmd(self.model, work) if work.pictures else None
+        self.eye = self._open_eye()
+
+    def _open_eye(self) -> Mtmd | None:
+        return Mtmd(self.model, self.work) if self.work.pictures else None
 
     def _load(self) -> Any:
         import llama_cpp
@@ -103,9 +106,8 @@ class Ik(LlamaCpp):
     def _batch(self, tokens: Any, n: int, past: int) -> Any:
         return self.library.llama_batch(n_tokens=n, token=tokens, all_pos_0=past, all_pos_1=1, all_seq_id=0)
 
-    def encode(self, picture: int) -> int:
-        """ik_llama.cpp's package comes without its image encoder."""
-        raise UsageError("--peer", f"ik: no image encoder for picture {picture}", wanted="no --mmproj")
+    def _open_eye(self) -> None:
+        return None  # the package comes without ik_llama.cpp's image encoder
 
 
 class Mtmd:

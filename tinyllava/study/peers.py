@@ -4,7 +4,7 @@ So each has its own memory, whose peaks can be compared, its own threads, and if
 reads a request a line and answers a line; it measures the seconds itself, so the pipe costs nothing:
 
     {"program": "ik", "work": {...}}             {"load_s": 0.8, "versions": {...}}
-    {"do": "prefill", "n": 512}                  {"s": 4.1, "waited_cpu_s": 0.01}
+    {"do": "prefill", "n": 512}                  {"s": 4.1, "cpu_s": 8.1, "waited_cpu_s": 0.01}
     {"do": "decode", "n": 32, "depth": 512}      {"s": 1.2, ...}
     {"do": "encode", "picture": 0}               {"s": 1.9, "tokens": 576, ...}
     {"do": "memory"}                             {"bytes": 812345678, ...}
@@ -155,14 +155,14 @@ def do(program: Program, request: dict[str, Any]) -> dict[str, Any]:
         return {"bytes": peak_rss_bytes()}
     ids = tokens(request.get("n", 0))
     found: dict[str, Any] = {}
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     if kind == "prefill":
         program.prefill(ids)
     elif kind == "decode":
         program.decode(ids, request["depth"])
     else:
         found["tokens"] = program.encode(request["picture"])
-    return {"s": time.perf_counter() - start, **found}
+    return {"s": time.perf_counter() - start, "cpu_s": time.process_time() - used, **found}
 
 
 def rest() -> dict[str, Any]:
