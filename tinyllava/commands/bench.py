@@ -31,7 +31,7 @@ def make_parser() -> Parser:
     parser.option(group, "-n --predict", metavar="N", type=whole, default=32, help="tokens of the answer")
     parser.option(group, "-t --threads", metavar="N", type=whole, help="threads (default: the physical cores)")
     parser.option(group, "--repeat", metavar="N", type=whole, default=3, help="repetitions")
-    parser.option(group, "--backend", metavar="NAME", default="auto", help="auto, numba or numpy")
+    parser.option(group, "--backend", metavar="NAME", default="auto", help="auto, numba, numpy or cupy")
     peer = "llama.cpp, ik or torch, in this Python or in the one named; may be given several times"
     parser.option(group, "--peer", metavar="NAME[=PYTHON]", action="append", default=[], help=peer)
     parser.option(group, "--json", action="store_true", help="print JSON")

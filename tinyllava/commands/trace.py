@@ -44,7 +44,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("how to run")
     what = "whose details to follow (default llava)"
     parser.option(group, "--compat", metavar="NAME", default="llava", help=what)
-    parser.option(group, "--backend", metavar="NAME", default="auto", help="numpy, numba, or auto (default)")
+    parser.option(group, "--backend", metavar="NAME", default="auto", help="numpy, numba, cupy, or auto (default)")
     what = "f32 (default), or f64: the truth that others are measured against (numpy)"
     parser.option(group, "--dtype", metavar="NAME", default="float32", help=what)
     parser.option(group, "-t --threads", metavar="N", type=whole, help="threads (default: the physical cores)")

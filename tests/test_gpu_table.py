@@ -1,0 +1,47 @@
+"""README.md's tables of the GPU: from a file of results to lines of text, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.gpu_table import table
+
+RESULTS = {
+    "card": "H200",
+    "driver": "580.1",
+    "date": "2026-11-22",
+    "versions": {"cupy": "14.2.0", "torch": "2.11.0"},
+    "ceilings": {"copy_bytes_per_s": 4.1e12, "gemm_flop_per_s": 7.04e14},
+    "rows": [
+        {"step": "answer", "ours_s": 0.004, "peer_s": 0.054, "bytes_per_s": 3.28e12, "share_of_ceiling": 0.8},
+        {"step": "prompt, 34B", "ours_s": 1.5, "peer_s": None, "flop_per_s": 3.52e14, "share_of_ceiling": 0.5},
+    ],
+    "accuracy": {"logits": {"ours": 1e-3, "peer": 1.26e-3}, "embeddings": {"ours": 2e-3}},
+    "memory": {"7B Q4_K_M": {"file_bytes": 4_000_000_000, "device_bytes": 4_100_000_000}},
+}
+TABLE = """\
+| step | tinyllava, ms | transformers, ms | times as fast | reached | of the card's |
+|---|---|---|---|---|---|
+| answer | 4.00 | 54.00 | 13.50 | 3.28 TB/s | 80 % |
+| prompt, 34B | 1,500.00 | – | – | 352 TFLOP/s | 50 % |
+
+| error against float64, relative 2-norm | tinyllava | transformers, float16 |
+|---|---|---|
+| logits | 1.0e-03 | 1.3e-03 |
+| embeddings | 2.0e-03 | – |
+
+| memory of the weights | file, GB | GPU, GB | ratio |
+|---|---|---|---|
+| 7B Q4_K_M | 4.00 | 4.10 | 1.02 |
+
+H200, driver 580.1, 2026-11-22; its own copies reach 4.10 TB/s, its float16 products 704 TFLOP/s. \
+cupy 14.2.0, torch 2.11.0.
+"""
+
+
+def test_results_become_tables(tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    assert table(path) == "Not measured yet.\n"
+    path.write_text(json.dumps(RESULTS), encoding="utf-8")
+    assert table(path) == TABLE
