@@ -59,8 +59,8 @@ def _source(found: Row) -> str:
     programs = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
     where = [found["card"], f"driver {found['driver']}", *([found["date"]] if "date" in found else [])]
     return (
-        f"{', '.join(where)}; its own copies reach {copies:.2f} TB/s, its float16 products {products:.0f} TFLOP/s. "
-        f"{programs}."
+        f"{', '.join(where)}; its own copies reach {copies:.2f} TB/s, its float16 products {products:.0f} "
+        f"TFLOP/s. {programs}."
     )
 
 
