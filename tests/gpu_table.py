@@ -16,19 +16,18 @@ def table(path: Path = RESULTS) -> str:
     if not path.exists():
         return "Not measured yet.\n"
     found: Row = json.loads(path.read_text(encoding="utf-8"))
-    parts = [_times(found["rows"]), _errors(found["accuracy"]), _memory(found["memory"]), _source(found)]
+    parts = [_times(found["steps"]), _errors(found["errors"]), _memory(found["memory"]), _source(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _times(rows: list[Row]) -> str:
-    """Without ``peer_s``, transformers was not measured: it does not run the step, or there was no room."""
+    """Without ``peer_s``, transformers was not measured. The share is the least time there could be over ours."""
     lines = [["step", "tinyllava, ms", "transformers, ms", "times as fast", "reached", "of the card's"]]
     for row in rows:
         own, peer = row["ours_s"], row.get("peer_s")
         times = [_number(value and 1e3 * value, 2) for value in (own, peer)]
-        ratio, share = peer and peer / own, row.get("share_of_ceiling")
-        share = _number(share and 100 * share, 0, " %")
-        lines.append([row["step"], *times, _number(ratio, 2), _speed(row), share])
+        share = _number(100 * row["limit_s"] / own, 0, " %")
+        lines.append([row["what"], *times, _number(peer and peer / own, 2), _speed(row), share])
     return _markdown(lines)
 
 
@@ -38,29 +37,30 @@ def _speed(row: Row) -> str:
     return f"{row['flop_per_s'] / 1e12:.0f} TFLOP/s" if row.get("flop_per_s") else NONE
 
 
-def _errors(found: Row) -> str:
+def _errors(rows: list[Row]) -> str:
     lines = [["error against float64, relative 2-norm", "tinyllava", "transformers, float16"]]
-    for what, row in found.items():
-        lines.append([what, *(NONE if row.get(key) is None else f"{row[key]:.1e}" for key in ("ours", "peer"))])
-    return _markdown(lines) if found else ""
+    for row in rows:
+        both = (NONE if row.get(key) is None else f"{row[key]:.1e}" for key in ("ours", "peer"))
+        lines.append([row["what"], *both])
+    return _markdown(lines) if rows else ""
 
 
-def _memory(found: Row) -> str:
+def _memory(rows: list[Row]) -> str:
     lines = [["memory of the weights", "file, GB", "GPU, GB", "ratio"]]
-    for what, row in found.items():
+    for row in rows:
         file, held = row["file_bytes"], row["device_bytes"]
-        lines.append([what, _number(file / 1e9, 2), _number(held / 1e9, 2), _number(held / file, 2)])
-    return _markdown(lines) if found else ""
+        lines.append([row["what"], _number(file / 1e9, 2), _number(held / 1e9, 2), _number(held / file, 2)])
+    return _markdown(lines) if rows else ""
 
 
 def _source(found: Row) -> str:
     """Which card, what it can do at most, and beside which versions."""
-    copies, products = (found["ceilings"][key] / 1e12 for key in ("copy_bytes_per_s", "gemm_flop_per_s"))
-    programs = ", ".join(f"{name} {text}" for name, text in found["versions"].items())
-    where = [found["card"], f"driver {found['driver']}", *([found["date"]] if "date" in found else [])]
+    about = found["about"]
+    copies, products = (found["ceilings"][key] / 1e12 for key in ("bytes_per_s", "flop_per_s"))
+    programs = ", ".join(f"{name} {about[name]}" for name in ("cupy", "torch", "transformers"))
     return (
-        f"{', '.join(where)}; its own copies reach {copies:.2f} TB/s, its float16 products {products:.0f} "
-        f"TFLOP/s. {programs}."
+        f"{about['card']}, driver {about['driver']}, CUDA {about['cuda']}, {about['date']}; its own copies reach "
+        f"{copies:.2f} TB/s, its float16 products {products:.0f} TFLOP/s. {programs} ({about['attention']})."
     )
 
 

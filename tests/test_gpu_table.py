@@ -7,23 +7,21 @@ from pathlib import Path
 
 from tests.gpu_table import table
 
+ABOUT = {"card": "H200", "driver": "580.1", "cuda": "13.0", "date": "2026-11-22", "cupy": "14.2.0"}
 RESULTS = {
-    "card": "H200",
-    "driver": "580.1",
-    "date": "2026-11-22",
-    "versions": {"cupy": "14.2.0", "torch": "2.11.0"},
-    "ceilings": {"copy_bytes_per_s": 4.1e12, "gemm_flop_per_s": 7.04e14},
-    "rows": [
-        {"step": "answer", "ours_s": 0.004, "peer_s": 0.054, "bytes_per_s": 3.28e12, "share_of_ceiling": 0.8},
-        {"step": "prompt, 34B", "ours_s": 1.5, "peer_s": None, "flop_per_s": 3.52e14, "share_of_ceiling": 0.5},
+    "about": {**ABOUT, "torch": "2.11.0", "transformers": "5.17.0", "attention": "sdpa"},
+    "ceilings": {"bytes_per_s": 4.1e12, "flop_per_s": 7.04e14},
+    "steps": [
+        {"what": "one token", "ours_s": 0.004, "peer_s": 0.054, "limit_s": 0.0032, "bytes_per_s": 3.28e12},
+        {"what": "prompt, 34B", "ours_s": 1.5, "peer_s": None, "limit_s": 0.75, "flop_per_s": 3.52e14},
     ],
-    "accuracy": {"logits": {"ours": 1e-3, "peer": 1.26e-3}, "embeddings": {"ours": 2e-3}},
-    "memory": {"7B Q4_K_M": {"file_bytes": 4_000_000_000, "device_bytes": 4_100_000_000}},
+    "errors": [{"what": "logits", "ours": 1e-3, "peer": 1.26e-3}, {"what": "embeddings", "ours": 2e-3}],
+    "memory": [{"what": "7B Q4_K_M", "file_bytes": 4_000_000_000, "device_bytes": 4_100_000_000}],
 }
 TABLE = """\
 | step | tinyllava, ms | transformers, ms | times as fast | reached | of the card's |
 |---|---|---|---|---|---|
-| answer | 4.00 | 54.00 | 13.50 | 3.28 TB/s | 80 % |
+| one token | 4.00 | 54.00 | 13.50 | 3.28 TB/s | 80 % |
 | prompt, 34B | 1,500.00 | – | – | 352 TFLOP/s | 50 % |
 
 | error against float64, relative 2-norm | tinyllava | transformers, float16 |
@@ -35,8 +33,8 @@ TABLE = """\
 |---|---|---|---|
 | 7B Q4_K_M | 4.00 | 4.10 | 1.02 |
 
-H200, driver 580.1, 2026-11-22; its own copies reach 4.10 TB/s, its float16 products 704 TFLOP/s. \
-cupy 14.2.0, torch 2.11.0.
+H200, driver 580.1, CUDA 13.0, 2026-11-22; its own copies reach 4.10 TB/s, its float16 products 704 TFLOP/s. \
+cupy 14.2.0, torch 2.11.0, transformers 5.17.0 (sdpa).
 """
 
 
