@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops import instructions as simd
+from tinyllava.ops import lanes
 from tinyllava.ops.compiled import kernel
 from tinyllava.ops.formats import (
     minima_q2_k,
@@ -21,7 +22,6 @@ from tinyllava.ops.formats import (
     pair_q8_0,
     quarter_q2_k,
     quarter_q3_k,
-    quarter_q4_k,
     quarter_q5_k,
     quarter_q6_k,
     scales_q2_k,
@@ -30,23 +30,23 @@ from tinyllava.ops.formats import (
     scales_q6_k,
 )
 from tinyllava.ops.instructions import (
-    by_half,
-    by_quarter,
+    bits_by_half,
     dot4,
     float_at,
     fused,
     half_at,
-    halves_apart,
     load_bytes,
     load_floats,
-    lower_and_upper,
+    masked,
     no_floats,
     no_ints,
     prefetch,
+    quarters_apart,
     to_floats,
     total,
     total_of_upper_half,
 )
+from tinyllava.ops.lanes import by_half, by_quarter, halves_apart, lower_and_upper
 
 AHEAD = 2048  # bytes
 
@@ -64,19 +64,19 @@ def read_ahead(block: int, size: int) -> None:
 @kernel
 def four_dots_by_32(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
     """sums + 4 x 64 levels times 256 of x, each 32 scaled by one of 8 factors."""
-    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), simd.scales_01(factors), sums)
-    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_23(factors), sums)
-    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), simd.scales_45(factors), sums)
-    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), simd.scales_67(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), lanes.scales_01(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), lanes.scales_23(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), lanes.scales_45(factors), sums)
+    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), lanes.scales_67(factors), sums)
 
 
 @kernel
 def four_dots_by_16(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
     """sums + 4 x 64 levels times 256 of x, each 16 scaled by one of 16 factors."""
-    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), simd.scales_0123(factors), sums)
-    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), simd.scales_4567(factors), sums)
-    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), simd.scales_89ab(factors), sums)
-    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), simd.scales_cdef(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q0, load_bytes(x))), lanes.scales_0123(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q1, load_bytes(x + 64))), lanes.scales_4567(factors), sums)
+    sums = fused(to_floats(dot4(no_ints(), q2, load_bytes(x + 128))), lanes.scales_89ab(factors), sums)
+    return fused(to_floats(dot4(no_ints(), q3, load_bytes(x + 192))), lanes.scales_cdef(factors), sums)
 
 
 # ---- blocks of 32, eight at a time; what is left, two at a time
@@ -98,6 +98,15 @@ def last_minima(scales: int, p: int, m: float, m2: float) -> float:
 
 
 @kernel
+def four_blocks_q4_0(a: int, x: int, factors: Any, sums: Any) -> Any:
+    """sums + four blocks times 128 of x ("halves"), each block scaled by one of four lanes of factors."""
+    nibbles = quarters_apart(a + 2, 18)
+    dots = dot4(no_ints(), bits_by_half(nibbles, 0, 0, 15), load_bytes(x))
+    dots = dot4(dots, bits_by_half(nibbles, 4, 4, 15), load_bytes(x + 64))
+    return fused(to_floats(dots), factors, sums)
+
+
+@kernel
 def row_q4_0(row: int, x: int, scales: int, n_pairs: int) -> float:
     """One row of Q4_0: 18 bytes a block."""
     sums, low, rest = no_floats(), no_floats(), np.float32(0.0)
@@ -106,9 +115,8 @@ def row_q4_0(row: int, x: int, scales: int, n_pairs: int) -> float:
         read_ahead(a, 144)
         factors = simd.times(halves_apart(a, 18), load_floats(scales + 64 * b))
         low = simd.add(low, factors)  # its upper half: scales times sums
-        q0, q1 = pair_q4_0(a, a + 18), pair_q4_0(a + 36, a + 54)
-        q2, q3 = pair_q4_0(a + 72, a + 90), pair_q4_0(a + 108, a + 126)
-        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+        sums = four_blocks_q4_0(a, x + 256 * b, lanes.scales_0123(factors), sums)
+        sums = four_blocks_q4_0(a + 72, x + 256 * b + 128, lanes.scales_4567(factors), sums)
     for p in range(n_pairs // 4 * 4, n_pairs):
         a, c = row + 36 * p, row + 36 * p + 18
         sums = last_pair(pair_q4_0(a, c), x, scales, p, half_at(a), half_at(c), sums)
@@ -199,17 +207,22 @@ def row_q8_0(row: int, x: int, scales: int, n_pairs: int) -> float:
 
 @kernel
 def row_q4_k(row: int, x: int, scales: int, n_blocks: int) -> float:
-    """One row of Q4_K."""
+    """One row of Q4_K, with x in "planes"."""
     sums, low = no_floats(), no_floats()
     for b in range(n_blocks):
-        block = row + 144 * b
+        block, at = row + 144 * b, x + 256 * b
         read_ahead(block, 144)
         factors = simd.times(scales_q4_k(block), load_floats(scales + 64 * b))
         low = simd.add(low, factors)  # its upper half: minima times sums
-        q0, q1, q2, q3 = (
-            quarter_q4_k(block, 0), quarter_q4_k(block, 1), quarter_q4_k(block, 2), quarter_q4_k(block, 3),
-        )  # fmt: skip
-        sums = four_dots_by_32(q0, q1, q2, q3, x + 256 * b, factors, sums)
+        first, second = load_bytes(block + 16), load_bytes(block + 80)
+        dots = dot4(no_ints(), masked(first, 15), load_bytes(at))
+        sums = fused(to_floats(dots), lanes.scales_02(factors), sums)
+        dots = dot4(no_ints(), masked(first, 240), load_bytes(at + 64))
+        sums = fused(to_floats(dots), lanes.scales_13(factors), sums)
+        dots = dot4(no_ints(), masked(second, 15), load_bytes(at + 128))
+        sums = fused(to_floats(dots), lanes.scales_46(factors), sums)
+        dots = dot4(no_ints(), masked(second, 240), load_bytes(at + 192))
+        sums = fused(to_floats(dots), lanes.scales_57(factors), sums)
     return total(sums) + total_of_upper_half(low)
 
 

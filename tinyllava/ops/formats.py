@@ -19,13 +19,10 @@ from tinyllava.ops.compiled import kernel
 from tinyllava.ops.instructions import (
     bits_by_half,
     bits_by_quarter,
-    by_half,
     either,
     fifth_bits,
     flip_sign,
     float_at,
-    floats_of_bytes,
-    floats_of_signed_bytes_at,
     four_quarters,
     fused,
     half_at,
@@ -38,6 +35,7 @@ from tinyllava.ops.instructions import (
     two_halves,
     word_at,
 )
+from tinyllava.ops.lanes import by_half, floats_of_bytes, floats_of_signed_bytes_at, two_halves_at
 
 
 class Format(NamedTuple):
@@ -149,7 +147,7 @@ def scales_q4_k(block: int) -> Any:
     upper = rest & 0x0F0F0F0F | a >> 2 & 0x30303030
     lower = rest >> 4 & 0x0F0F0F0F | c >> 2 & 0x30303030
     numbers = floats_of_bytes(a & 0x3F3F3F3F, upper, c & 0x3F3F3F3F, lower)
-    return times(numbers, by_half(half_at(block), -half_at(block + 2)))
+    return times(numbers, two_halves_at(block))
 
 
 @kernel

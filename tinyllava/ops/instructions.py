@@ -32,7 +32,7 @@ from tinyllava.ops.simd import (
 # ---- scalars
 
 
-def _half_by_integers(builder: Any, half: Any) -> Any:
+def half_by_integers(builder: Any, half: Any) -> Any:
     """Move sign and magnitude to their places in a float32, and scale by 2^112, the difference of the biases.
 
     The multiplication also normalises subnormals. An exponent of all ones (infinity, NaN) is restored after.
@@ -52,7 +52,7 @@ def half_at(builder: Any, address: Any) -> Any:
     half = load(builder, address, I16)
     if HARDWARE_HALF:
         return builder.fpext(builder.bitcast(half, ir.HalfType()), F32)
-    return _half_by_integers(builder, builder.zext(half, I32))
+    return half_by_integers(builder, builder.zext(half, I32))
 
 
 @instruction("v:i")
@@ -63,31 +63,8 @@ def load_halves(builder: Any, address: Any) -> Any:
     v = ir.Constant(FLOATS, ir.Undefined)
     for i in range(16):
         half = builder.zext(load(builder, address, I16, 2 * i), I32)
-        v = builder.insert_element(v, _half_by_integers(builder, half), ir.Constant(I32, i))
+        v = builder.insert_element(v, half_by_integers(builder, half), ir.Constant(I32, i))
     return v
-
-
-@instruction("v:ii")
-def halves_apart(builder: Any, address: Any, step: Any) -> Any:
-    """| 8 half-precision numbers, ``step`` bytes apart | the same |: the scales of 8 blocks."""
-    v = ir.Constant(ir.VectorType(I16, 8), ir.Undefined)
-    for i in range(8):
-        here = builder.add(address, builder.mul(step, ir.Constant(I64, i)))
-        v = builder.insert_element(v, load(builder, here, I16), ir.Constant(I32, i))
-    v = pick(builder, v, v, [*range(8), *range(8)])
-    if HARDWARE_HALF:
-        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), FLOATS)
-    floats = ir.Constant(FLOATS, ir.Undefined)
-    for i in range(16):
-        half = builder.zext(builder.extract_element(v, ir.Constant(I32, i)), I32)
-        floats = builder.insert_element(floats, _half_by_integers(builder, half), ir.Constant(I32, i))
-    return floats
-
-
-@instruction("v:vv")
-def lower_and_upper(builder: Any, a: Any, b: Any) -> Any:
-    """| lower half of a | upper half of b |."""
-    return pick(builder, a, b, [*range(8), *range(24, 32)])
 
 
 @instruction("v:i")
@@ -113,6 +90,18 @@ def float_at(builder: Any, address: Any) -> Any:
 def put_float(builder: Any, address: Any, value: Any) -> None:
     """Store a float32."""
     store(builder, value, address)
+
+
+@instruction("-:iv")
+def put_halves(builder: Any, address: Any, values: Any) -> None:
+    """Store 16 numbers in half precision, rounded to the nearest. Only with HARDWARE_HALF."""
+    store(builder, builder.fptrunc(values, ir.VectorType(ir.HalfType(), 16)), address)
+
+
+@instruction("-:if")
+def put_half(builder: Any, address: Any, value: Any) -> None:
+    """Store one of them."""
+    store(builder, builder.fptrunc(value, ir.HalfType()), address)
 
 
 @instruction("-:ii")
@@ -191,6 +180,25 @@ def two_halves(builder: Any, a: Any, b: Any) -> Any:
 
 
 @instruction("b:ii")
+def quarters_apart(builder: Any, address: Any, step: Any) -> Any:
+    """Four times 16 bytes, ``step`` bytes apart."""
+    quarter, at = ir.VectorType(I8, 16), [address]
+    for _ in range(3):
+        at.append(builder.add(at[-1], step))
+    pairs = [pick(builder, *(load(builder, a, quarter) for a in at[i : i + 2]), range(32)) for i in (0, 2)]
+    return pick(builder, *pairs, range(64))
+
+
+@instruction("-:i")
+def part_halves(builder: Any, address: Any) -> None:
+    """Four times 32 bytes, in place -> four first halves, then four second halves."""
+    parts = [builder.bitcast(load(builder, address, BYTES, at), ir.VectorType(I64, 8)) for at in (0, 64)]
+    for half in range(2):
+        lanes = [4 * i + 2 * half + j for i in range(4) for j in range(2)]
+        store(builder, pick(builder, *parts, lanes), address, 64 * half)
+
+
+@instruction("b:ii")
 def four_quarters(builder: Any, a: Any, b: Any) -> Any:
     """| 16 bytes at a | the same | 16 bytes at b | the same |: nibbles of two blocks of 32."""
     quarter = ir.VectorType(I8, 16)
@@ -226,6 +234,12 @@ def join_bits(builder: Any, low: Any, high: Any, shift: Any) -> Any:
     """low | high << shift, byte by byte; no bit may leave its byte."""
     shifted = builder.shl(builder.bitcast(high, INTS), splat(builder, builder.trunc(shift, I32)))
     return builder.or_(low, builder.bitcast(shifted, BYTES))
+
+
+@instruction("b:bi")
+def masked(builder: Any, v: Any, mask: Any) -> Any:
+    """Each byte & mask."""
+    return builder.and_(v, splat(builder, builder.trunc(mask, I8), 64))
 
 
 @instruction("b:bb")
@@ -293,6 +307,12 @@ def add(builder: Any, a: Any, b: Any) -> Any:
     return builder.fadd(a, b)
 
 
+@instruction("v:f")
+def everywhere(builder: Any, value: Any) -> Any:
+    """The same number in all lanes."""
+    return splat(builder, value)
+
+
 @instruction("f:v")
 def total(builder: Any, v: Any) -> Any:
     """The sum of all 16 lanes."""
@@ -312,55 +332,3 @@ def fold(builder: Any, v: Any) -> Any:
 def total_of_upper_half(builder: Any, v: Any) -> Any:
     """The sum of lanes 8 to 15."""
     return fold(builder, pick(builder, v, v, range(8, 16)))
-
-
-# ---- scales: a number for each lane of dot4's sums
-
-
-@instruction("v:f")
-def everywhere(builder: Any, value: Any) -> Any:
-    """The same number in all lanes."""
-    return splat(builder, value)
-
-
-@instruction("v:ff")
-def by_half(builder: Any, first: Any, second: Any) -> Any:
-    """| first x 8 | second x 8 |."""
-    return pick(builder, splat(builder, first, 8), splat(builder, second, 8), range(16))
-
-
-@instruction("v:ffff")
-def by_quarter(builder: Any, *values: Any) -> Any:
-    """| first x 4 | second x 4 | third x 4 | fourth x 4 |."""
-    halves = [pick(builder, *(splat(builder, v, 4) for v in values[i : i + 2]), range(8)) for i in (0, 2)]
-    return pick(builder, *halves, range(16))
-
-
-@instruction("v:iiii")
-def floats_of_bytes(builder: Any, *words: Any) -> Any:
-    """The 16 unsigned bytes of four 32-bit words, as floats."""
-    v = ir.Constant(ir.VectorType(I32, 4), ir.Undefined)
-    for i, word in enumerate(words):
-        v = builder.insert_element(v, builder.trunc(word, I32), ir.Constant(I32, i))
-    return builder.uitofp(builder.zext(builder.bitcast(v, ir.VectorType(I8, 16)), INTS), FLOATS)
-
-
-@instruction("v:i")
-def floats_of_signed_bytes_at(builder: Any, address: Any) -> Any:
-    """16 signed bytes, as floats."""
-    return builder.sitofp(builder.sext(load(builder, address, ir.VectorType(I8, 16)), INTS), FLOATS)
-
-
-def _spread(lanes_each: int, first: int) -> Any:
-    """An instruction that repeats lanes first, first + 1, ... of a vector, each lanes_each times."""
-    lanes = [first + i // lanes_each for i in range(16)]
-
-    def emit(builder: Any, v: Any) -> Any:
-        return pick(builder, v, v, lanes)
-
-    return instruction("v:v")(emit)
-
-
-# Of 8 scales for 32 weights each, the two that dot4 over 64 weights needs; of 16 for 16 weights each, the four.
-scales_01, scales_23, scales_45, scales_67 = (_spread(8, i) for i in (0, 2, 4, 6))
-scales_0123, scales_4567, scales_89ab, scales_cdef = (_spread(4, i) for i in (0, 4, 8, 12))

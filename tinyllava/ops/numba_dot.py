@@ -4,12 +4,16 @@ Each job multiplies some rows of a matrix, read from front to back straight out 
 quantized token; the blocks come apart in registers. ``quantize_token`` prepares the token:
 
     bytes     s8 for each column, in order
-    eights    for each 256: | 8 scales | 8 sums |                          Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K
+    eights    for each 256: | 8 scales | 8 sums |                          Q4_1 Q5_0 Q5_1 Q8_0 Q5_K
+    halves    the same; bytes of each 128: four first halves of 32, then four second halves      Q4_0
+    planes    the same; bytes of each 128: blocks 0, 2, 1, 3; scales of 1 and 3 divided by 16    Q4_K
     sixteens  for each 256: | 16 scales | 16 sums |, of 16 columns each    the other K formats, and any odd row
 
 where a sum is d * sum(bytes), times -c in the formats with a constant c,
 
-so that what is subtracted (c, or the blocks' minima) costs a multiplication per block, not one per weight.
+so that what is subtracted (c, or the blocks' minima) costs a multiplication per block, not one per weight. Halves
+and planes are the orders in which 64 bytes of nibbles give up their lower and their upper ones; the upper ones of
+Q4_K stay where they are, 16 times too large, which the scales make good.
 Reference of all: NumpyOps.linear.
 """
 
@@ -37,12 +41,13 @@ from tinyllava.ops.instructions import (
     clear_bytes,
     float_at,
     half_at,
+    part_halves,
     put_float,
 )
 from tinyllava.ops.rounding import best_step, quantize_bytes
 from tinyllava.ops.team import numbers_at
 
-EIGHTS, SIXTEENS, FLOATS = 0, 1, 2
+EIGHTS, HALVES, PLANES, SIXTEENS, FLOATS = 0, 1, 2, 3, 4
 
 
 @kernel
@@ -52,19 +57,24 @@ def quantize_token(x: int, d: int, form: int, offset: int, to: int, scales: int)
     for b in range(d // 32):
         step = best_step(x + 128 * b)
         inverse = np.float32(1.0) / step if step != np.float32(0.0) else np.float32(0.0)
-        both = quantize_bytes(x + 128 * b, inverse, to + 32 * b)
+        place = b ^ 3 if form == PLANES and (b + 1) & 2 else b  # 0, 2, 1, 3
+        both = quantize_bytes(x + 128 * b, inverse, to + 32 * place)
         first = step * factor * np.float32(np.int32(both & 0xFFFFFFFF))
         second = step * factor * np.float32(both >> 32)
-        if form == EIGHTS:
-            at = scales + 64 * (b // 8) + 4 * (b % 8)
-            put_float(at, step)
-            put_float(at + 32, first + second)
-        else:
+        if form == SIXTEENS:
             at = scales + 128 * (b // 8) + 8 * (b % 8)
             put_float(at, step)
             put_float(at + 4, step)
             put_float(at + 64, first)
             put_float(at + 68, second)
+        else:
+            at = scales + 64 * (b // 8) + 4 * (b % 8)
+            put_float(at, step * np.float32(0.0625) if form == PLANES and b % 2 else step)
+            put_float(at + 32, first + second)
+    if form == HALVES:
+        for b in range(d // 256):
+            part_halves(to + 256 * b)
+            part_halves(to + 256 * b + 128)
 
 
 @job
@@ -199,14 +209,14 @@ def dot_q3_k(args: int, item: int, _who: int) -> None:
 
 
 JOBS = {
-    "Q4_0": (dot_q4_0, EIGHTS),
+    "Q4_0": (dot_q4_0, HALVES),
     "Q4_1": (dot_q4_1, EIGHTS),
     "Q5_0": (dot_q5_0, EIGHTS),
     "Q5_1": (dot_q5_1, EIGHTS),
     "Q8_0": (dot_q8_0, EIGHTS),
     "Q2_K": (dot_q2_k, SIXTEENS),
     "Q3_K": (dot_q3_k, SIXTEENS),
-    "Q4_K": (dot_q4_k, EIGHTS),
+    "Q4_K": (dot_q4_k, PLANES),
     "Q5_K": (dot_q5_k, EIGHTS),
     "Q6_K": (dot_q6_k, SIXTEENS),
 }

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.instructions import float_of_bits, power_of_two
+from tinyllava.ops.instructions import (
+    float_at,
+    float_of_bits,
+    load_floats,
+    power_of_two,
+    put_half,
+    put_halves,
+)
 from tinyllava.ops.team import floats_at, numbers_at
 
 LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (1.44269504088896, 0.693359375, -2.12194440e-4))
@@ -176,3 +183,23 @@ def turn(x: int, y: int, cos: Any, sin: Any, neighbours: int) -> None:
         for i in range(half):
             to_first[i] = first[i] * cos[i] - second[i] * sin[i]
             to_second[i] = first[i] * sin[i] + second[i] * cos[i]
+
+
+# ---- what attention will read again
+
+
+@job
+def keep_rows(args: int, item: int, _who: int) -> None:
+    """Rows (n, g, d) of keys and of values -> half precision, where the cache (g, limit, d) holds them.
+
+    Keys, values, the caches of both, n, g, d, limit, the first row's place, rows for each item.
+    """
+    a = numbers_at(args)
+    n, n_head, d, which = a[4], a[5], a[6], item % 2
+    for t in range(item // 2 * a[9], min(n, (item // 2 + 1) * a[9])):
+        for h in range(n_head):
+            row, to = a[which] + 4 * (t * n_head + h) * d, a[2 + which] + 2 * (h * a[7] + a[8] + t) * d
+            for i in range(0, d - 15, 16):
+                put_halves(to + 2 * i, load_floats(row + 4 * i))
+            for i in range(d // 16 * 16, d):
+                put_half(to + 2 * i, float_at(row + 4 * i))

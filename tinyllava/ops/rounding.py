@@ -28,8 +28,9 @@ from tinyllava.ops.simd import (
     store,
 )
 
-# The largest words: 32 products of |x| <= 2^14 with weights whose magnitudes add up to < 2^17 fit in int32.
-X_WORD, W_WORD, W_WORDS = 2.0**14, 32767.0, 2.0**17 - 64
+# The largest words of activations and of weights, and what 64 weights may add up to: less than 2^31 / X_WORD, or
+# the sum of 64 products would not fit in int32. So the two share the bits that there are.
+X_WORD, W_WORD, W_WORDS = 11585.0, 32767.0, 185300.0
 
 
 def _extreme(builder: Any, a: Any, b: Any) -> Any:
@@ -118,9 +119,9 @@ def _rounding_error(builder: Any, parts: Any, inverse: Any) -> Any:
 
 @instruction("-:ii")
 def words_of_columns(builder: Any, columns: Any, to: Any) -> None:
-    """32 columns of weights, each 16 float32, one for each row -> a record of words and 16 scales (tile.py)."""
+    """64 columns of weights, each 16 float32, one for each row -> a record of words and 16 scales (tile.py)."""
     magnitudes, most = constant(FLOATS, 0.0), constant(FLOATS, 0.0)
-    for i in range(32):
+    for i in range(64):
         v = call(builder, "llvm.fabs.v16f32", FLOATS, load(builder, columns, FLOATS, 64 * i))
         magnitudes = builder.fadd(magnitudes, v)
         most = builder.select(builder.fcmp_ordered(">", v, most), v, most)
@@ -128,9 +129,9 @@ def words_of_columns(builder: Any, columns: Any, to: Any) -> None:
     scale = builder.select(builder.fcmp_ordered(">", *ends), *ends)  # the second, too, if it is not finite
     none = builder.fcmp_ordered("==", scale, constant(FLOATS, 0.0))
     inverse = builder.select(none, scale, builder.fdiv(constant(FLOATS, 1.0), scale))
-    for j in range(16):
+    for j in range(32):
         pair = [builder.fmul(load(builder, columns, FLOATS, 128 * j + at), inverse) for at in (0, 64)]
         low, high = (builder.fptosi(call(builder, "llvm.rint.v16f32", FLOATS, v), INTS) for v in pair)
         low, high = builder.and_(low, constant(INTS, 0xFFFF)), builder.shl(high, constant(INTS, 16))
         store(builder, builder.or_(low, high), to, 64 * j)
-    store(builder, scale, to, 1024)
+    store(builder, scale, to, 2048)

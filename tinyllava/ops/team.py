@@ -22,6 +22,7 @@ A thread that has taken an item may read JOB and ARGUMENTS: they cannot change b
 from __future__ import annotations
 
 import platform
+import struct
 import threading
 import weakref
 from typing import Any
@@ -31,7 +32,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from tinyllava.ops.compiled import Job, kernel
+from tinyllava.ops.compiled import Job, job, kernel
 from tinyllava.ops.simd import I32, I64, call, instruction
 
 DONE, ASLEEP, STOP, JOB, ARGUMENTS = 0, 8, 16, 24, 32  # in int64: each on its own cache line
@@ -39,6 +40,8 @@ MAX_ARGUMENTS = 24
 TICKETS = ARGUMENTS + MAX_ARGUMENTS
 ITEM_BITS = 32
 ITEM_MASK = (1 << ITEM_BITS) - 1
+MAX_PARTS = (MAX_ARGUMENTS - 1) // 3  # of a job made of jobs
+PACK = [struct.Struct(f"{n}q") for n in range(MAX_ARGUMENTS + 1)]
 SPINS = 200_000  # pauses before a helper goes to sleep: some milliseconds
 
 
@@ -188,6 +191,19 @@ def get_up(board: int) -> None:
     add_atomically(board + 8 * ASLEEP, -1)
 
 
+@job
+def several(args: int, item: int, who: int) -> None:
+    """Jobs one after the other: how many, then for each its first item, its address and that of its arguments."""
+    a = numbers_at(args)
+    at = 3 * a[0] - 2
+    while item < a[at]:
+        at -= 3
+    call_job(a[at + 1], a[at + 2], item - a[at], who)
+
+
+Part = tuple[Job, int, tuple[int, ...]]  # a job, how many items, its arguments
+
+
 class Team:
     """``size`` threads, the caller's included. They end with the object."""
 
@@ -196,7 +212,9 @@ class Team:
         self.board = np.zeros(TICKETS + 8 * size + 8, np.int64)
         self.base = -(-self.board.ctypes.data // 64) * 64  # a cache line's start
         start = (self.base - self.board.ctypes.data) // 8 + ARGUMENTS
-        self.arguments = self.board[start : start + MAX_ARGUMENTS]
+        self.arguments: Any = self.board[start : start + MAX_ARGUMENTS]
+        parts: Any = np.zeros((MAX_PARTS, MAX_ARGUMENTS), np.int64)
+        self._parts = [(row, row.ctypes.data) for row in parts]
         self.wake = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._started = False
@@ -206,10 +224,23 @@ class Team:
         with self._lock:
             if not self._started:
                 self._start()
-            self.arguments[: len(arguments)] = arguments
+            PACK[len(arguments)].pack_into(self.arguments, 0, *arguments)
             sleepers = lead(self.base, self.size, job.address, n_items)
         for _ in range(sleepers):
             self.wake.release()
+
+    def run_several(self, parts: list[Part]) -> None:
+        """Call several jobs that do not wait for each other, at most MAX_PARTS, as one job."""
+        if len(parts) == 1:
+            job, n_items, arguments = parts[0]
+            self.run(job, n_items, *arguments)
+            return
+        total, table = 0, [len(parts)]
+        for (job, n_items, arguments), (room, address) in zip(parts, self._parts, strict=False):
+            PACK[len(arguments)].pack_into(room, 0, *arguments)
+            table += total, job.address, address
+            total += n_items
+        self.run(several, total, *table)
 
     def _start(self) -> None:
         self._started = True

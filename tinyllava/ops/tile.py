@@ -3,14 +3,14 @@
 A tile is ROWS rows of weights against TOKENS rows of activations: TOKENS accumulators of 16 lanes, one lane for
 each row of weights, that stay in registers while the loop walks along the rows.
 
-Operands are records, one for each 32 columns, that the loop reads from front to back:
+Operands are records, one for each 32 columns (64 of 16-bit numbers), that the loop reads from front to back:
 
     weights      for j in 0..7:  | row 0: q[4j..4j+3] | row 1: q[4j..4j+3] | ... | row 15 |     8 x 64 bytes
                  scales d: 16 floats, one for each row (two sets if a block is 16 wide), then the minima m alike
     activations  | token 0: 32 x s8 | ... | token 7: 32 x s8 |, scales d: 8 floats, sums: 8 (two sets)
 
-In step j every token's four bytes are sent to all 16 lanes and meet the weights in one ``dot4``. After 8 steps the
-integers become floats and are multiplied by both scales. Two ways to treat weights w = d * (q - c) or d * q + m:
+In step j every token's four bytes are sent to all 16 lanes and meet the weights in one ``dot4``. After the last
+the integers become floats and are multiplied by both scales. Two ways to treat w = d * (q - c) or w = d * q + m:
 
     "offset"  the constant c is the format's; sums hold -c * sum(x) as int32, where accumulation starts
     "minimum" m differs from block to block; sums hold d * sum(x) as float32, to be multiplied by m
@@ -47,7 +47,7 @@ from tinyllava.ops.simd import (
 
 ROWS = 16
 TOKENS = 8 if "avx512f" in FEATURES else 2  # what 32 registers of 512 bits hold, or 16 of 256
-BLOCK = 32  # columns of a record
+BLOCK = 32  # columns of a block, and of a record of bytes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Layout:
     """Where things stand in the records of one kind of product; offsets and sizes in bytes."""
 
     sums: str  # "offset", "minimum" or ""
-    groups: int = 1  # scales for each 32 columns
+    groups: int = 1  # scales for each record
 
     @property
     def word_bytes(self) -> int:
@@ -63,9 +63,14 @@ class Layout:
         return 1 if self.sums else 2
 
     @property
+    def columns(self) -> int:
+        """Columns of a record. Scaling its sums takes as long as three steps, so it should not be short."""
+        return BLOCK * self.word_bytes
+
+    @property
     def steps(self) -> int:
-        """Dot products for each 32 columns: each takes four bytes of a row."""
-        return BLOCK * self.word_bytes // 4
+        """Dot products of a record: each takes four bytes of a row."""
+        return self.columns * self.word_bytes // 4
 
     @property
     def w_scales(self) -> int:
@@ -81,7 +86,7 @@ class Layout:
 
     @property
     def x_scales(self) -> int:
-        return TOKENS * BLOCK * self.word_bytes
+        return TOKENS * self.columns * self.word_bytes
 
     @property
     def x_sums(self) -> int:
@@ -122,7 +127,7 @@ def _record(builder: Any, layout: Layout, w: Any, x: Any, accumulators: list[Any
         weights = load(builder, w, INTS, 64 * j)
         group = sums[j * layout.groups // layout.steps]
         for t in range(TOKENS):
-            activations = splat(builder, load(builder, x, I32, t * BLOCK * layout.word_bytes + 4 * j))
+            activations = splat(builder, load(builder, x, I32, 4 * (t * layout.steps + j)))
             group[t] = _dot(builder, layout, group[t], weights, activations)
     for t in range(TOKENS):
         scaled = None
@@ -152,17 +157,19 @@ def _dot(builder: Any, layout: Layout, sums: Any, weights: Any, activations: Any
 
 
 def _tile(layout: Layout) -> Any:
-    """An intrinsic tile(w, x, y, y_step, n_records): y[t] = 16 sums for each token, y_step bytes apart."""
+    """An intrinsic tile(w, x, y, y_step, n_records): y[t] += 16 sums for each token, y_step bytes apart."""
 
     def emit(builder: Any, w: Any, x: Any, y: Any, y_step: Any, n_records: Any) -> None:
+        rows = [builder.add(y, builder.mul(y_step, ir.Constant(I64, t))) for t in range(TOKENS)]
+
         def body(i: Any, accumulators: list[Any]) -> list[Any]:
             w_at = builder.add(w, builder.mul(i, ir.Constant(I64, layout.w_size)))
             x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
             return _record(builder, layout, w_at, x_at, accumulators)
 
-        sums = _loop(builder, n_records, [constant(FLOATS, 0.0)] * TOKENS, body)
-        for t, value in enumerate(sums):
-            store(builder, value, builder.add(y, builder.mul(y_step, ir.Constant(I64, t))))
+        sums = _loop(builder, n_records, [load(builder, row, FLOATS) for row in rows], body)
+        for row, value in zip(rows, sums, strict=True):
+            store(builder, value, row)
 
     return instruction("-:iiiii")(emit)
 
