@@ -117,6 +117,15 @@ def test_decode_begins_at_its_depth(model: Path) -> None:
     assert own.cache.length == 2
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_one_thread_is_one_thread(backend: str, model: Path) -> None:
+    """Processor seconds in a second: a busy machine only makes them fewer."""
+    with Worker(OWN, Work(model, n_prompt=600, threads=1, backend=backend)) as worker:
+        for _ in range(2):  # the first may compile
+            used = worker.ask({"do": "prefill", "n": 600})
+    assert 0 < used["cpu_s"] < 1.2 * used["s"] + 0.02
+
+
 def test_pictures_are_one_tile_and_five(model: Path, tmp_path: Path) -> None:
     mmproj = tmp_path / "mmproj.gguf"
     write_mmproj(mmproj, VISION["clip_16"])
@@ -152,6 +161,8 @@ def test_a_real_peer_does_the_same_work(name: str, model: Path, tmp_path: Path) 
     with contest:
         for request in ({"do": "prefill", "n": 20}, {"do": "decode", "n": 3, "depth": 20}):
             assert contest.turn(request)[name] > 0
+            used = contest.workers[1].ask(request)
+            assert used["cpu_s"] < 1.2 * used["s"] + 0.02  # of one thread
         for picture in (0, 1):
             found = [worker.ask({"do": "encode", "picture": picture})["tokens"] for worker in contest.workers]
             assert found[0] == found[1]
