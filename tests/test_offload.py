@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tinyllava import cli
 from tinyllava.commands.report import layers_on_gpu
 from tinyllava.errors import UsageError
 from tinyllava.files.gguf import open_gguf
-from tinyllava.offload import ALL, SCRATCH_BYTES, Need, estimate, place, read_layers
+from tinyllava.offload import ALL, SCRATCH_BYTES, Need, estimate, held_bytes, place, read_layers
 from tinyllava.ops.reference import NumpyOps
 
 N_LAYER = LANGUAGE["vicuna"].n_layer
@@ -110,14 +111,24 @@ def test_what_a_file_takes(folder: Path) -> None:
     need, more = (estimate(model, mmproj, n) for n in (100, 101))
     spec = LANGUAGE["vicuna"]
     assert need.all_layers == spec.n_layer + 1
-    assert more.bytes(ALL) - need.bytes(ALL) == 2 * 2 * spec.n_head_kv * spec.head_dim * spec.n_layer
+    assert more.bytes(ALL) - need.bytes(ALL) == 2 * 4 * spec.n_head_kv * spec.head_dim * spec.n_layer  # float32
     cache = 100 * (more.bytes(ALL) - need.bytes(ALL))
     weights = need.bytes(ALL) - cache - SCRATCH_BYTES
     in_file = sum(tensor.nbytes for file in (model, mmproj) for tensor in file.tensors.values())
-    assert weights == in_file  # nothing in these files is stored in less than float32 but matrices
+    assert weights == in_file  # all of these files' matrices have a kernel, and their vectors are float32
     assert estimate(None, mmproj, None).bytes(ALL) < need.bytes(1)
     trained = estimate(model, None, None)
     assert trained.blocks == estimate(model, None, min(spec.n_ctx, 4096)).blocks
+
+
+TENSORS = [("Q4_K", (2, 256), 288), ("Q2_K", (2, 256), 1024), ("F16", (8,), 32)]
+
+
+@pytest.mark.parametrize("kind, shape, size", TENSORS)
+def test_what_a_tensor_takes(kind: str, shape: tuple[int, ...], size: int) -> None:
+    """By hand: 144 bytes for 256 numbers; no kernel, so 2 bytes for each; a vector, 4 for each."""
+    tensor = SimpleNamespace(type=kind, shape=shape, nbytes=288, n_elements=int(np.prod(shape)))
+    assert held_bytes(tensor) == size  # type: ignore[arg-type]
 
 
 def gibs(*, free: float, card: FakeCupy, **settings: Any) -> Any:

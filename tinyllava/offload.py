@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tinyllava.errors import UsageError
 from tinyllava.language.config import read_config
 from tinyllava.ops import Ops, select
-from tinyllava.ops.cuda_device import free_bytes, guard_memory, in_gib
+from tinyllava.ops.cuda_device import FORMATS, free_bytes, guard_memory, in_gib
 from tinyllava.ops.split import split
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ALL = 1 << 30  # layers: more than any model has
 USUAL_CONTEXT = 4096  # tokens that room is left for when the user names no number
-CACHE_BYTES = 2  # of a number in the cache: half precision
 SCRATCH_BYTES = 512 << 20  # of libraries, of activations, of pieces of matrices that are no longer in blocks
 
 
@@ -145,7 +144,8 @@ def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None)
         return Need((), 0, vision)
     config = read_config(model)
     context = n_ctx or min(config.n_ctx_train, USUAL_CONTEXT)
-    keys = CACHE_BYTES * context * config.n_head_kv * config.head_dim
+    half = any(len(tensor.shape) > 1 and tensor.type != "F32" for tensor in model.tensors.values())
+    keys = (2 if half else 4) * context * config.n_head_kv * config.head_dim
     blocks = [2 * keys] * config.n_layer  # and as many values
     rest = 0
     for name, tensor in model.tensors.items():
@@ -158,5 +158,7 @@ def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None)
 
 
 def held_bytes(tensor: Tensor) -> int:
-    """A tensor's bytes on the GPU: matrices stay in their blocks, vectors become float32."""
-    return tensor.nbytes if len(tensor.shape) > 1 else 4 * tensor.n_elements
+    """A tensor's bytes on the GPU: a matrix in its blocks if a kernel reads them, else as halves; others as floats."""
+    if len(tensor.shape) == 1:
+        return 4 * tensor.n_elements
+    return tensor.nbytes if tensor.type in FORMATS else 2 * tensor.n_elements

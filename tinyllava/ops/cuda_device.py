@@ -18,6 +18,7 @@ from tinyllava.errors import UsageError
 
 BACKEND = "backend cupy"
 INSTALL = "Install it with: pip install 'tinyllava[gpu]'"
+FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # with a kernel; enum Format in cuda/blocks.cu
 OLDEST = 80  # compute capability 8.0 (Ampere): the kernels copy to shared memory and multiply as it can
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import cupy
 import numpy as np
 
+from tinyllava.ops.cuda_device import FORMATS
 from tinyllava.quant.blocks import TYPES
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
 
-FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # as enum Format in cuda/blocks.cu
 # The fields that lie apart, where they do, in cuda/blocks.cu's order.
 APART = {"Q4_0": ("qs", "d"), "Q8_0": ("qs", "d"), "Q6_K": ("ql", "qh", "scales", "d")}
 PIECE_BYTES = 1 << 25  # of a matrix, rearranged at a time
