@@ -26,13 +26,14 @@ def test_a_free_buffer_is_used_again_and_a_held_one_is_not() -> None:
     assert address(buffers.empty(2, N)) == where
 
 
-def test_free_buffers_that_do_not_fit_are_let_go() -> None:
-    buffers = Buffers()
+def test_free_buffers_are_let_go_when_there_are_too_many() -> None:
+    buffers = Buffers(keep_bytes=16 * SMALL_BYTES)
     held = buffers.empty(N)
+    buffers.empty(4 * N)
+    buffers.empty(10 * N)
+    assert [b.size for b in buffers._held] == [N, 4 * N, 10 * N]
     buffers.empty(2 * N)
-    assert len(buffers._held) == 2
-    buffers.empty(8 * N)
-    assert [b.size for b in buffers._held] == [N, 8 * N]
+    assert [b.size for b in buffers._held] == [N, 2 * N]
     assert held.shape == (N,)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 SMALL_BYTES = 1 << 16  # below this, memory comes from what Python holds anyway
+KEEP_BYTES = 1 << 27  # more than one stage of work needs: if buffers take more, the free ones are of an earlier one
 
 
 def references(buffers: list[npt.NDArray[np.float32]]) -> list[int]:
@@ -28,12 +29,13 @@ UNUSED = references([np.empty(0, np.float32)])[0]  # that of a buffer that nobod
 class Buffers:
     """Float32 arrays of any shape, uninitialised."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
+        self._keep_bytes = keep_bytes
         self._held: list[npt.NDArray[np.float32]] = []
         self._lock = threading.Lock()
 
     def empty(self, *shape: int) -> npt.NDArray[np.float32]:
-        """A new array. If no free buffer fits it, free ones are let go: another stage of work has begun."""
+        """A new array. If no free buffer fits it and there are many, the free ones are let go."""
         size = math.prod(shape)
         if 4 * size < SMALL_BYTES:
             return np.empty(shape, np.float32)
@@ -42,7 +44,8 @@ class Buffers:
             for buffer, count in zip(self._held, counts, strict=True):
                 if size <= buffer.size <= 2 * size and count <= UNUSED:
                     return buffer[:size].reshape(shape)
-            held = zip(self._held, counts, strict=True)
-            self._held = [buffer for buffer, count in held if count > UNUSED]
+            if 4 * size + sum(buffer.nbytes for buffer in self._held) > self._keep_bytes:
+                held = zip(self._held, counts, strict=True)
+                self._held = [buffer for buffer, count in held if count > UNUSED]
             self._held.append(np.empty(size, np.float32))
             return self._held[-1].reshape(shape)
