@@ -32,8 +32,8 @@ def test_free_buffers_are_let_go_when_there_are_too_many() -> None:
     buffers.empty(4 * N)
     buffers.empty(10 * N)
     assert [b.size for b in buffers._held] == [N, 4 * N, 10 * N]
-    buffers.empty(2 * N)
-    assert [b.size for b in buffers._held] == [N, 2 * N]
+    buffers.empty(3, N // 2)
+    assert [b.size for b in buffers._held] == [N, 3 * N // 2]
     assert held.shape == (N,)
 
 

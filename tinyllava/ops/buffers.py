@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 SMALL_BYTES = 1 << 16  # below this, memory comes from what Python holds anyway
-KEEP_BYTES = 1 << 27  # more than one stage of work needs: if buffers take more, the free ones are of an earlier one
+KEEP_BYTES = 1 << 27  # more than one stage of work needs: beyond that, free ones are left from an earlier one
 
 
 def references(buffers: list[npt.NDArray[np.float32]]) -> list[int]:
