@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,7 @@ class LLaVA:
         self.n_batch = n_batch or ops.batch
         self.n_ctx = n_ctx or (text.llama.config.n_ctx_train if text else 0)
         self.load_s = 0.0
+        self._look_again = vision.ops.repeat(self._look) if vision else self._look
 
     # ---- what the parts can do alone
 
@@ -202,14 +204,20 @@ class LLaVA:
         eye, ops = self.eye, self.eye.ops
         plan = self.plan_image(rgb)
         tiles = tap("pixels", make_tiles(rgb, plan, eye.config, self.profile))  # (n_tiles, 3, H, W)
+        look = self._look_again if tap is NULL else partial(self._look, tap=tap)
         features = []
         for done, tile in enumerate(tiles):
             progress("picture", done, len(tiles))
-            x = encode_tile(tile, eye.weights, eye.config, ops, tap.at("vit"))  # (n_patches, n_embd of the tower)
-            features.append(project(x, eye.projector, ops, tap.at("mm")))  # (n_patches, n_embd)
+            features.append(look(tile).copy())  # (n_patches, n_embd)
         progress("picture", len(tiles), len(tiles))
         (tokens,) = hand_over(ops, self.ops, merge(np.stack(features), plan, eye.projector.image_newline))
         return tap("image_tokens", tokens)
+
+    def _look(self, tile: npt.NDArray[Any], tap: Tap = NULL) -> Array:
+        """One tile (3, H, W) -> its patches' embeddings (n_patches, n_embd)."""
+        eye = self.eye
+        x = encode_tile(tile, eye.weights, eye.config, eye.ops, tap.at("vit"))  # (n_patches, n_embd of the tower)
+        return project(x, eye.projector, eye.ops, tap.at("mm"))
 
     def logits(self, ids: Sequence[int], *, tap: Tap = NULL) -> npt.NDArray[np.float32]:
         """The logits after each of ``ids`` (n,), read as one text -> (n, n_vocab), in the backend's dtype."""

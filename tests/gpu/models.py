@@ -3,8 +3,8 @@
     file = random_file(LLAMA_7B, "Q4_K_M")
     llama = load_llama(file, read_config(file), ops)
 
-Tensors of one shape and type share the same bytes, so a 34B model takes no more memory than one of its blocks; on
-a device each has a copy of its own. The weights have mean 0 and a size of about 0.02, as trained ones have.
+The layers share the same bytes, so a 34B model takes no more memory than one of its layers; on a device each has a
+copy of its own. The weights have mean 0 and a size of about 0.02, as trained ones have.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -53,13 +54,17 @@ class RandomTensor:
         self.n_elements = int(np.prod(shape))
         self.nbytes = TYPES[kind].row_bytes(shape[-1]) * (self.n_elements // shape[-1])
 
+    def as_matrix(self) -> RandomTensor:
+        return RandomTensor(self.name, self.type, (self.shape[0], self.n_elements // self.shape[0]), self.seed)
+
     @property
     def raw(self) -> np.ndarray:
         return random_rows(self.type, self.n_elements // self.shape[-1], self.shape[-1], self.seed)
 
     def dequantize(self, dtype: Any = np.float32) -> np.ndarray:
-        if len(self.shape) == 1:  # a norm
-            return np.ones(self.shape, dtype)
+        if len(self.shape) == 1:  # a norm's weights, or a bias
+            small = np.random.default_rng(self.seed).standard_normal(self.shape) * 0.02
+            return (small + ("bias" not in self.name)).astype(dtype)
         return dequantize(self.type, self.raw, dtype).reshape(self.shape)
 
     def rows(self, ids: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
@@ -74,7 +79,8 @@ def random_file(shape: Shape, ftype: str, n_layer: int | None = None, *, own: bo
 
     def add(name: str, *size: int, layer: int = 0) -> None:
         kind = "F32" if len(size) == 1 else type_of(name.split(".")[-2], layer, n_layer, ftype)
-        tensors[name] = RandomTensor(name, kind, size, len(tensors) if own else 0)
+        seed = len(tensors) if own else crc32(name.split(".")[-2].encode())  # the same for each layer's
+        tensors[name] = RandomTensor(name, kind, size, seed)
 
     add("token_embd.weight", shape.n_vocab, shape.n_embd)
     add("output.weight", shape.n_vocab, shape.n_embd)
@@ -98,3 +104,49 @@ def random_file(shape: Shape, ftype: str, n_layer: int | None = None, *, own: bo
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
     }
     return SimpleNamespace(path=Path(f"random {ftype}"), metadata=metadata, tensors=tensors)
+
+
+def random_mmproj(n_llm: int, ftype: str = "F16") -> Any:
+    """Stands in for LLaVA-1.5's image encoder: CLIP ViT-L/14-336 but its last block, and two projector layers."""
+    n_embd, n_ff, n_block, patch = 1024, 4096, 23, 14
+    tensors: dict[str, RandomTensor] = {}
+
+    def add(name: str, *size: int) -> None:
+        kind = ftype if len(size) > 1 and name != "v.position_embd.weight" else "F32"
+        tensors[name] = RandomTensor(name, kind, size, 1000 + len(tensors))
+
+    def add_pair(name: str, *size: int) -> None:
+        add(f"{name}.weight", *size)
+        add(f"{name}.bias", size[0])
+
+    add("v.class_embd", n_embd)
+    add("v.patch_embd.weight", n_embd, 3, patch, patch)
+    add("v.position_embd.weight", 577, n_embd)
+    add_pair("v.pre_ln", n_embd)
+    for i in range(n_block):
+        for norm in ("ln1", "ln2"):
+            add_pair(f"v.blk.{i}.{norm}", n_embd)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            add_pair(f"v.blk.{i}.{name}", n_embd, n_embd)
+        add_pair(f"v.blk.{i}.ffn_up", n_ff, n_embd)
+        add_pair(f"v.blk.{i}.ffn_down", n_embd, n_ff)
+    add_pair("mm.0", n_llm, n_embd)
+    add_pair("mm.2", n_llm, n_llm)
+    metadata = {
+        "general.architecture": "clip",
+        "clip.has_vision_encoder": True,
+        "clip.has_llava_projector": True,
+        "clip.projector_type": "mlp",
+        "clip.use_gelu": False,
+        "clip.vision.image_size": 336,
+        "clip.vision.patch_size": patch,
+        "clip.vision.embedding_length": n_embd,
+        "clip.vision.feed_forward_length": n_ff,
+        "clip.vision.block_count": n_block,
+        "clip.vision.projection_dim": 768,
+        "clip.vision.attention.head_count": 16,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.image_mean": np.array([0.48145467, 0.4578275, 0.40821072], np.float32),
+        "clip.vision.image_std": np.array([0.26862955, 0.2613026, 0.2757771], np.float32),
+    }
+    return SimpleNamespace(path=Path(f"random mmproj {ftype}"), metadata=metadata, tensors=tensors)

@@ -42,8 +42,16 @@ def test_one_token(kind: str, d_out: int, d_in: int, ops: Ops) -> None:
     x[0, ::97] *= 100  # outliers, as language models have them
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
     found = ops.numpy(ops.linear(ops.array(x), ops.matrix(weight)))
-    # Floats: float32 sums of d_in products. Integers: x within 2^-16 of the largest of 16.
-    assert error(found, truth) < (2e-6 if kind in ("F32", "F16") else 6e-5)
+    # Floats: float32 sums of d_in products. Integers: x within 2^-16 of the largest of 16, an outlier at times.
+    assert error(found, truth) < (2e-6 if kind in ("F32", "F16") else 1e-4)
+
+
+@pytest.mark.parametrize("d_in", [32, 96, 704])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_one_token_in_an_odd_number_of_blocks(kind: str, d_in: int, ops: Ops) -> None:
+    weight, x = RandomTensor("w", kind, (50, d_in)), RNG.standard_normal((1, d_in)).astype(np.float32)
+    truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    assert error(ops.numpy(ops.linear(ops.array(x), ops.matrix(weight))), truth) < 1e-4
 
 
 @pytest.mark.parametrize("d_in", [588, 36])

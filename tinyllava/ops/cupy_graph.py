@@ -1,8 +1,8 @@
-"""A step of decoding, recorded once as a CUDA graph and replayed.
+"""A step that is taken again and again, recorded once as a CUDA graph and replayed.
 
 A token of a 7B model takes some 500 launches, and each costs the host about as long as the device needs for it. A
 graph is launched as one. What changes from one replay to the next must then be read from device memory: the token,
-and how many places of the cache are filled.
+and how many places of the cache are filled; or the pixels of a picture's tile.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Window:
 
 
 class Replay:
-    """``step(ids)``, for one token: the first call runs it, the second records it, all later ones replay that."""
+    """``step``: the first call runs it, the second records it, all later ones replay that."""
 
     def __init__(self, step: Step, ops: CupyOps) -> None:
         self.step = step
         self.ops = ops
-        self.ids = cupy.zeros(1, cupy.int32)
         self.stream = cupy.cuda.Stream()  # it waits for the default stream, and the default stream for it
         self.pool = cupy.cuda.MemoryPool()  # the recorded arrays' own: nobody else may get their memory
         self.moves: list[tuple[DevicePosition, int]] = []  # what a step does to positions
-        self.ran = False
+        self.given: Any = None  # what the recorded step is given, on the device
         self.graph: Any = None
         self.result: Any = None
 
-    def __call__(self, ids: list[int]) -> Array:
-        full = any(position.value + n > position.limit for position, n in self.moves)
-        if not self.ran or len(ids) != 1 or full:  # a full cache: the step itself says so
-            self.ran = True
-            return self.step(ids)
-        self.ids.set(np.array(ids, np.int32))
+    def __call__(self, given: Any) -> Array:
+        values = np.asarray(given)
+        values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32, copy=False)
+        if not self._replays(values):
+            self.given = self.given if self.graph else cupy.empty(values.shape, values.dtype)
+            return self.step(given)
+        self.given.set(np.ascontiguousarray(values))
         if self.graph is None:
             self._record()
         else:
@@ -66,12 +66,18 @@ class Replay:
         result: Array = self.result
         return result
 
+    def _replays(self, values: Any) -> bool:
+        """Whether this is not the first call, nor one of another size, nor one that finds a cache full."""
+        if self.given is None or values.shape != self.given.shape or values.dtype != self.given.dtype:
+            return False
+        return all(position.value + n <= position.limit for position, n in self.moves)
+
     def _record(self) -> None:
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             self.ops.recording = self.moves
             try:
-                self.result = self.step(self.ids)
+                self.result = self.step(self.given)
             finally:
                 self.ops.recording = None
                 self.graph = self.stream.end_capture()

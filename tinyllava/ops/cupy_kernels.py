@@ -21,7 +21,7 @@ STATIC_SHARED = 48 << 10  # bytes of shared memory that a block gets without ask
 
 def source() -> str:
     """All kernels as one text: what one file defines, the files after it use."""
-    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in FILES if (FOLDER / name).exists())
+    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in FILES)
 
 
 class Kernels:

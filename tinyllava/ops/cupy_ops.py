@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import cupy
 import numpy as np
 import numpy.typing as npt
-from cupy.cuda import device
-from cupy_backends.cuda.libs import cublas
 
 from tinyllava.ops import Activation, Array, Ops, Position, RopeKind, physical_cores
+from tinyllava.ops.cupy_blas import Blas
 from tinyllava.ops.cupy_graph import DevicePosition, Replay, Window
-from tinyllava.ops.cupy_kernels import FOLDER, kernels
+from tinyllava.ops.cupy_kernels import kernels
 from tinyllava.ops.cupy_matrix import DeviceMatrix, upload
 
 if TYPE_CHECKING:
@@ -30,26 +29,24 @@ if TYPE_CHECKING:
     from tinyllava.ops import Matrix
 
 ACTIVATIONS: dict[Activation, int] = {"gelu_erf": 0, "gelu_tanh": 1, "gelu_quick": 2, "silu": 3}  # cuda/rows.cu
-ROWS_OF_BLOCK = 16  # WARPS * ROWS in cuda/matvec.cu
-THREADS = 256  # 32 * WARPS
+ROWS_OF_BLOCK, THREADS = 32, 512  # WARPS * ROWS and 32 * WARPS in cuda/matvec.cu
+BLOCKS = 1  # of its blocks that a processor of the device runs at once
 CHUNK = 64  # keys for each block in cuda/attention_token.cu
-QUERIES = 64  # for each block in cuda/attention.cu
-FLASH = (FOLDER / "attention.cu").exists()
+QUERIES, TILE = 128, 64  # for each block, and keys for each step, in cuda/attention.cu
 TILE_BYTES = 1 << 27  # of dequantized weights at once
-TYPE_OF = {"float16": 2, "float32": 0}  # cudaDataType
-ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
 
 class CupyOps:
     """The CuPy backend: float32 only. ``threads`` is for those who ask: the work is the device's."""
 
     name = "cupy"
-    batch = 1024
+    batch = 1536
 
     def __init__(self, threads: int | None = None) -> None:
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self.threads = threads or physical_cores()
         self.kernels = kernels()
+        self.blas = Blas()
         self.recording: list[tuple[DevicePosition, int]] | None = None  # cupy_graph.py's, while it records
         self._half = False  # whether any weights are less than float32
         self._done = cupy.zeros(1024, cupy.int32)  # counters of cuda/attention_token.cu, one for each head
@@ -69,11 +66,13 @@ class CupyOps:
         return self.array(tensor.dequantize())
 
     def array(self, values: npt.ArrayLike) -> Array:
+        if isinstance(values, cupy.ndarray):  # what a recorded step is given
+            return _array(values)
         return _array(cupy.asarray(np.ascontiguousarray(values, dtype=np.float32)))
 
     def numpy(self, values: Array) -> Array:
         """The only operation that waits for the device."""
-        return _array(cupy.asnumpy(values))
+        return np.asarray(cupy.asnumpy(values), dtype=np.float32)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         return _array(cupy.zeros(shape, cupy.float32))
@@ -108,15 +107,15 @@ class CupyOps:
         n, n_head, width = k.shape
         place = self._place(start)
         self.kernels.launch(
-            "extend", (-(-k.size // 256), 2), 256,
-            k, v, keys, values, *place, n, n_head, keys.shape[1], width, keys.dtype == np.float16,
+            "extend", (-(-n_head * width // 1024), n, 2), 256,
+            k, v, keys, values, *place, n_head, keys.shape[1], width, keys.dtype == np.float16,
         )  # fmt: skip
         if self.recording is not None:
             return _array(Window(keys, start)), _array(Window(values, start))
         stop = start.value + n
         return keys[:, :stop].transpose(1, 0, 2), values[:, :stop].transpose(1, 0, 2)
 
-    def repeat(self, step: Callable[[list[int]], Array]) -> Callable[[list[int]], Array]:
+    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
         return Replay(step, self)
 
     def _place(self, start: DevicePosition) -> tuple[Any, int]:
@@ -138,7 +137,7 @@ class CupyOps:
         return self.linears(x, (weight, bias))[0]
 
     def linears(self, x: Array, *layers: tuple[Matrix, Array | None]) -> list[Array]:
-        rows = _floats(x).reshape(-1, x.shape[-1])  # (n, d_in)
+        rows = x.reshape(-1, x.shape[-1])  # (n, d_in)
         if len(rows) == 1 and len(layers) <= 3 and all(_device(w).rows_are_aligned for w, _ in layers):
             products = self._multiply_token(rows, *layers)
         else:
@@ -147,38 +146,45 @@ class CupyOps:
 
     def _multiply_token(self, x: Any, *layers: tuple[Matrix, Array | None]) -> list[Any]:
         """x (1, d_in) @ W^T + b for up to three W at once -> (1, d_out) each, side by side in memory."""
+        x = _floats(x)
         weights = [_device(weight) for weight, _ in layers]
         d_in, d_out = x.shape[1], [weight.shape[0] for weight in weights]
         y = cupy.empty((1, sum(d_out)), cupy.float32)
-        loops = max(1, sum(d_out) // (ROWS_OF_BLOCK * 4 * self.kernels.processors))
+        n_blocks = self._share_blocks(weights)
         products: list[Any] = []
-        for weight, (_, bias) in zip(weights, layers, strict=True):
-            products += [weight.data, bias, weight.shape[0], weight.format]
-        products += [None, None, 0, 0] * (3 - len(layers))
-        n_blocks = sum(-(-rows // (loops * ROWS_OF_BLOCK)) for rows in d_out)
-        shared = 4 * d_in if any(weight.is_float for weight in weights) else 5 * d_in // 2
-        self.kernels.launch("matvec", n_blocks, THREADS, x, d_in, loops, y, *products, shared=shared)
+        for weight, (_, bias), blocks in zip(weights, layers, n_blocks, strict=True):
+            products += [weight.data, bias, weight.shape[0], weight.format, blocks]
+        products += [None, None, 0, 0, 0] * (3 - len(layers))
+        shared = max(4 * d_in if w.is_float else 320 * -(-d_in // 128) for w in weights)
+        self.kernels.launch("matvec", sum(n_blocks), THREADS, x, d_in, y, *products, shared=shared)
         ends = np.cumsum(d_out).tolist()
         return [y[:, end - rows : end] for rows, end in zip(d_out, ends, strict=True)]
+
+    def _share_blocks(self, weights: list[DeviceMatrix]) -> list[int]:
+        """How many blocks multiply each of some matrices: as many together as run at once, shared out by bytes."""
+        total = sum(weight.data.nbytes for weight in weights)
+        room = BLOCKS * self.kernels.processors
+        fair = [max(1, room * weight.data.nbytes // total) for weight in weights]
+        return [min(n, -(-w.shape[0] // ROWS_OF_BLOCK)) for n, w in zip(fair, weights, strict=True)]
 
     def _multiply_rows(self, x: Any, *layers: tuple[Matrix, Array | None]) -> list[Any]:
         """x (n, d_in) @ W^T + b -> (n, d_out) each, by cuBLAS."""
         products = []
-        half = self._halves(x) if any(_device(weight).kind != "F32" for weight, _ in layers) else None
+        half: Any = self._halves(x) if any(_device(weight).kind != "F32" for weight, _ in layers) else None
         for matrix, bias in layers:
             weight = _device(matrix)
             d_out, d_in = weight.shape
             y = cupy.empty((len(x), d_out), cupy.float32)
             if weight.is_float:
-                own = weight.kind == "F32"
-                _gemm(x if own else half, weight.data.view(np.float32 if own else np.float16), y, 0, d_out)
+                given = _floats(x) if weight.kind == "F32" else half
+                self.blas.multiply(given, weight.data.view(given.dtype), y, 0, d_out)
             else:
                 step = max(1, TILE_BYTES // (2 * d_in))
                 for start in range(0, d_out, step):
                     stop = min(start + step, d_out)
-                    _gemm(half, self._dequantize(weight, start, stop), y, start, stop)
+                    self.blas.multiply(half, self._dequantize(weight, start, stop), y, start, stop)
             if bias is not None:
-                self.kernels.launch("add_bias", -(-y.size // 256), 256, y, bias, np.uint64(y.size), d_out)
+                self.kernels.launch("add_bias", (-(-d_out // 256), len(x)), 256, y, bias, d_out)
             products.append(y)
         return products
 
@@ -194,7 +200,9 @@ class CupyOps:
         return y
 
     def _halves(self, x: Any) -> Any:
-        """Floats in half precision."""
+        """x in half precision."""
+        if x.dtype == np.float16:
+            return cupy.ascontiguousarray(x)
         x = _floats(x)
         if x.size % 4:
             return x.astype(cupy.float16)
@@ -213,22 +221,34 @@ class CupyOps:
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         x = _floats(x)
-        y = cupy.empty_like(x)
         n, d = x.size // x.shape[-1], x.shape[-1]
-        self.kernels.launch("rms_norm", n, 1024 if n == 1 else 256, x, weight, y, d, eps)
+        y, fours = self._for_products(x, n), d % 4 == 0 and d <= 32 * 256 and _is_aligned(x)
+        self.kernels.launch(
+            "rms_norm_fours" if fours else "rms_norm", n, 256, x, weight, y, d, eps, y.dtype == np.float16
+        )
         return _array(y)
 
     def activation(self, x: Array, kind: Activation) -> Array:
         x = _floats(x)
-        y = cupy.empty_like(x)
-        self.kernels.launch("activation", -(-x.size // 256), 256, x, y, np.uint64(x.size), ACTIVATIONS[kind])
+        y = self._for_products(x, len(x))
+        self.kernels.launch(
+            "activation", -(-x.size // 256), 256, x, y, np.uint64(x.size), ACTIVATIONS[kind], y.dtype == np.float16
+        )
         return _array(y)
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         gate, up = _floats(gate), _floats(up)
-        y = cupy.empty_like(gate)
-        self.kernels.launch("swiglu", -(-gate.size // 256), 256, gate, up, y, np.uint64(gate.size))
+        y, count = self._for_products(gate, len(gate)), np.uint64(gate.size)
+        if y.dtype == np.float16 and gate.size % 4 == 0:
+            self.kernels.launch("swiglu_halves", -(-gate.size // 1024), 256, gate, up, y, count)
+        else:
+            y = cupy.empty_like(gate)
+            self.kernels.launch("swiglu", -(-gate.size // 256), 256, gate, up, y, count)
         return _array(y)
+
+    def _for_products(self, x: Any, n: int) -> Any:
+        """Room for what is only multiplied next: of many tokens in half precision, as cuBLAS wants them."""
+        return cupy.empty(x.shape, cupy.float16 if n > 1 and self._half else cupy.float32)
 
     # ---- attention
 
@@ -255,38 +275,43 @@ class CupyOps:
             position = k.position.device
             k, v = k.array.transpose(1, 0, 2), v.array.transpose(1, 0, 2)
         k, v = _side_by_side(k), _side_by_side(v)
-        y = cupy.empty_like(q)
         if n == 1 and width in (64, 128) and k.strides == v.strides and k.strides[0] == k.itemsize * width:
-            self._attend_token(q, k, v, y, position)
-        elif n > 1 and width in (64, 128) and self._half and FLASH:
-            self._attend_block(q, k, v, y, causal)
-        else:
-            self._attend_any(q, k, v, y, position, causal)
-        return _array(y)
+            return self._attend_token(q, k, v, position)
+        if n > 1 and width in (64, 128) and self._half:
+            return self._attend_block(q, k, v, causal)
+        return self._attend_any(q, k, v, position, causal)
 
-    def _attend_token(self, q: Any, k: Any, v: Any, y: Any, position: Any) -> None:
+    def _attend_token(self, q: Any, k: Any, v: Any, position: Any) -> Array:
         """One token, its keys and values (m, g, k) where the cache holds them."""
         (_, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
-        chunks = -(-m // CHUNK)
-        partial = cupy.empty((n_head, chunks, width + 2), cupy.float32)
-        name = f"attend_token_{'h' if k.dtype == np.float16 else 'f'}{width}"
         n_ctx = k.strides[1] // k.strides[0]  # rows between one head's first and the next one's
+        blocks = min(-(-n_ctx // CHUNK), max(1, 4 * self.kernels.processors // n_head))
+        y = cupy.empty_like(q)
+        partial = cupy.empty((n_head, blocks, width + 2), cupy.float32)
+        name = f"attend_token_{'h' if k.dtype == np.float16 else 'f'}{width}"
         self.kernels.launch(
-            name, (chunks, n_head), 128,
+            name, (blocks, n_head), 128,
             q, k, v, y, partial, self._done, position, m, n_head // n_head_kv, n_ctx, 1 / math.sqrt(width),
         )  # fmt: skip
+        return _array(y)
 
-    def _attend_block(self, q: Any, k: Any, v: Any, y: Any, causal: bool) -> None:
+    def _attend_block(self, q: Any, k: Any, v: Any, causal: bool) -> Array:
         """Many tokens at once, keys and values in half precision."""
         (n, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
         k, v = (x if x.dtype == np.float16 else self._halves(x) for x in (k, v))
+        y = cupy.empty(q.shape, cupy.float16)
         strides = [stride // x.itemsize for x in (k, v) for stride in x.strides[:2]]
+        few = n_head * -(-n // QUERIES) < 2 * self.kernels.processors
+        queries = QUERIES // 2 if few else QUERIES
         self.kernels.launch(
-            f"flash_attention_h{width}", (-(-n // QUERIES), n_head), 128,
+            f"flash_attention_h{width}{'_few' * few}", (n_head, -(-n // queries)), 128,
             q, k, v, y, n, n_head, n_head_kv, m, *strides, causal, 1 / math.sqrt(width),
+            shared=(2 * TILE + queries) * (2 * width + 16),
         )  # fmt: skip
+        return _array(y)
 
-    def _attend_any(self, q: Any, k: Any, v: Any, y: Any, position: Any, causal: bool) -> None:
+    def _attend_any(self, q: Any, k: Any, v: Any, position: Any, causal: bool) -> Array:
+        y = cupy.empty_like(q)
         (n, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
         strides = [stride // x.itemsize for x in (k, v) for stride in x.strides[:2]]
         self.kernels.launch(
@@ -294,6 +319,7 @@ class CupyOps:
             q, k, v, y, position, n, n_head, n_head // n_head_kv, m, width, *strides,
             k.dtype == np.float16, causal, 1 / math.sqrt(width),
         )  # fmt: skip
+        return _array(y)
 
     def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array:
         n, n_head, width = q.shape
@@ -306,21 +332,6 @@ class CupyOps:
             scores = cupy.where(visible, scores, -np.inf)
         weights = cupy.exp(scores - scores.max(axis=-1, keepdims=True))
         return _array(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def _gemm(x: Any, weight: Any, y: Any, start: int, stop: int) -> None:
-    """y[:, start:stop] = x (n, d_in) @ weight^T, for weight (stop - start, d_in); sums in float32.
-
-    cuBLAS counts along columns first: to it, each of these is its own transpose.
-    """
-    n, d_in = x.shape
-    kind = TYPE_OF[x.dtype.name]
-    cublas.gemmEx(
-        device.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, stop - start, n, d_in,
-        ONE.ctypes.data, weight.data.ptr, kind, d_in, x.data.ptr, kind, d_in,
-        ZERO.ctypes.data, y.data.ptr + 4 * start, TYPE_OF["float32"], y.shape[1],
-        cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT,
-    )  # fmt: skip
 
 
 def _array(x: Any) -> Array:
@@ -339,6 +350,11 @@ def _floats(x: Any) -> Any:
     if x.dtype == np.float32 and x.flags.c_contiguous:
         return x
     return cupy.ascontiguousarray(x, dtype=cupy.float32)
+
+
+def _is_aligned(x: Any) -> bool:
+    """Whether x can be read 16 bytes at a time."""
+    return bool(x.data.ptr % 16 == 0)
 
 
 def _side_by_side(x: Any) -> Any:

@@ -116,11 +116,11 @@ class NumpyOps:
         k, v = (memory[:, :stop].transpose(1, 0, 2) for memory in held)
         return k, v
 
-    def repeat(self, step: Callable[[list[int]], Array]) -> Callable[[list[int]], Array]:
-        """``step`` itself, or what does the same faster when called often, each time with one token.
+    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+        """``step``, or what does the same faster when called often, each time with as many ids or numbers.
 
-        Whatever else ``step`` uses must stay in place; of what changes, only positions may. The answer is good
-        until the next call.
+        Whatever else ``step`` uses must stay in place; of what changes, only positions may. ``step`` may be given
+        the backend's own array in place of a list or of NumPy's. The answer is good until the next call.
         """
         return step
 

@@ -104,7 +104,7 @@ def encode_tile(
     pixels: npt.NDArray[Any], weights: VisionWeights, config: VisionConfig, ops: Ops, tap: Tap = NULL
 ) -> Array:
     """One tile's features: normalised pixels (3, image_px, image_px) -> (n_patches, n_embd), row by row."""
-    patches = ops.array(split_patches(pixels, config))  # (n_patches, 3 * patch_px * patch_px)
+    patches = split_patches(ops.array(pixels), config)  # (n_patches, 3 * patch_px * patch_px)
     x = tap("patch_embd", ops.linear(patches, weights.patch_embd, weights.patch_embd_bias))  # (n_patches, n_embd)
     both = [weights.class_embd[None], x]
     x = np.concatenate(both if config.class_token == "first" else both[::-1])  # (1 + n_patches, n_embd)

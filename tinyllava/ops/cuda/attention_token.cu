@@ -1,7 +1,8 @@
 // attention of reference.py where it is not worth or not possible to use the matrix units.
 //
 // attend_token: one token, q (1, h, k), heads of 64 or 128 features. The time is that of reading the keys and values
-// once, so they are shared out among as many blocks as possible: block (i, head) reads keys i * CHUNK and on,
+// once, so they are shared out among many blocks: block (i, head) reads CHUNK keys at i * CHUNK, and then those that all
+// the head's blocks have left,
 //
 //     partial[head][i] = | sum of p v, k numbers | largest score | sum of p |,      p = exp(score - largest),
 //
@@ -27,70 +28,88 @@ struct Float4 {
     }
 };
 
-// partial (chunks, k + 2) of one head -> y (k,). Only the block that comes last gets here.
-template <int K> INLINE void combine(const float* partial, int chunks, float* y) {
-    float largest = NEGATIVE_INFINITY;
-    for (int i = 0; i < chunks; i++) largest = fmaxf(largest, __ldcg(partial + i * (K + 2) + K));
+// partial (blocks, k + 2) of one head -> y (k,). Only the block that comes last gets here.
+template <int K> INLINE void combine(const float* partial, int blocks, float* y) {
     if (threadIdx.x >= K) return;
-    float sum = 0, mixed = 0;
-    for (int i = 0; i < chunks; i++) {
-        const float* of = partial + i * (K + 2);
-        const float scale = __expf(__ldcg(of + K) - largest);
-        sum += __ldcg(of + K + 1) * scale;
-        mixed += __ldcg(of + threadIdx.x) * scale;
+    float largest = -1e30f, sum = 0, mixed = 0;
+    for (int first = 0; first < blocks; first += 16) {
+        float most[16], sums[16], mix[16], now = largest;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {  // past the first-level cache: other processors wrote them
+            const float* of = partial + min(first + i, blocks - 1) * (K + 2);
+            most[i] = __ldcg(of + K), sums[i] = __ldcg(of + K + 1), mix[i] = __ldcg(of + threadIdx.x);
+        }
+#pragma unroll
+        for (int i = 0; i < 16; i++) now = fmaxf(now, most[i]);
+        const float shrink = __expf(largest - now);
+        largest = now, sum *= shrink, mixed *= shrink;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const float factor = first + i < blocks ? __expf(most[i] - now) : 0;
+            sum += sums[i] * factor, mixed += mix[i] * factor;
+        }
     }
     y[threadIdx.x] = mixed / sum;
 }
 
-// k, v: this head's rows, K numbers each, side by side.
-template <int K, class Piece> INLINE void attend_chunk(const float* q, const uint4* k, const uint4* v, int m,
-                                                       float scale, float* partial) {
-    const int EACH = Piece::COUNT, LANES = K / EACH;              // lanes that share a key
-    const int GROUPS = TOKEN_THREADS / LANES, KEYS = CHUNK / GROUPS;  // of lanes; keys for each group
-    __shared__ float room[TOKEN_THREADS / 32], mixed[GROUPS][K];
-    const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, first = blockIdx.x * CHUNK + group;
-    uint4 keys[KEYS], values[KEYS];
-#pragma unroll
-    for (int i = 0; i < KEYS; i++) {
-        const size_t at = (size_t)min(first + i * GROUPS, m - 1) * LANES + lane;
-        keys[i] = k[at], values[i] = v[at];
-    }
-    float part[EACH], score[KEYS], largest = NEGATIVE_INFINITY, f[EACH];
+// k, v: this head's rows, K numbers each, side by side. A row is read by LANES lanes, 16 bytes each; each such group of
+// lanes keeps the largest score it has seen, and its earlier sums shrink as that grows.
+template <int K, class Piece> INLINE void attend_chunks(const float* q, const uint4* k, const uint4* v, int m,
+                                                        float scale, float* partial) {
+    const int EACH = Piece::COUNT, LANES = K / EACH;
+    const int GROUPS = TOKEN_THREADS / LANES, KEYS = CHUNK / GROUPS;  // of lanes; keys of a chunk for each group
+    __shared__ float mixed[GROUPS][K], most[GROUPS], sums[GROUPS];
+    const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    float part[EACH], f[EACH], mix[EACH] = {}, sum = 0, largest = -1e30f;
 #pragma unroll
     for (int i = 0; i < EACH; i++) part[i] = q[lane * EACH + i] * scale;
+    for (int first = blockIdx.x * CHUNK + group; first - group < m; first += gridDim.x * CHUNK) {
+        uint4 keys[KEYS], values[KEYS];
+        float score[KEYS];
 #pragma unroll
-    for (int i = 0; i < KEYS; i++) {
-        Piece::floats(keys[i], f);
-        float sum = 0;
+        for (int i = 0; i < KEYS; i++) {
+            const size_t at = (size_t)min(first + i * GROUPS, m - 1) * LANES + lane;
+            keys[i] = k[at], values[i] = v[at];
+        }
+        float now = largest;
 #pragma unroll
-        for (int j = 0; j < EACH; j++) sum += part[j] * f[j];
+        for (int i = 0; i < KEYS; i++) {
+            Piece::floats(keys[i], f);
+            float product = 0;
 #pragma unroll
-        for (int lanes = LANES / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-        score[i] = first + i * GROUPS < m ? sum : NEGATIVE_INFINITY;
-        largest = fmaxf(largest, score[i]);
-    }
-    for (int lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = largest;
-    __syncthreads();
-    for (int warp = 0; warp < TOKEN_THREADS / 32; warp++) largest = fmaxf(largest, room[warp]);
-    float sum = 0, mix[EACH] = {};
+            for (int j = 0; j < EACH; j++) product += part[j] * f[j];
 #pragma unroll
-    for (int i = 0; i < KEYS; i++) {
-        const float p = __expf(score[i] - largest);
-        sum += lane == 0 ? p : 0;
-        Piece::floats(values[i], f);
+            for (int lanes = LANES / 2; lanes > 0; lanes /= 2) product += __shfl_xor_sync(~0u, product, lanes);
+            score[i] = first + i * GROUPS < m ? product : NEGATIVE_INFINITY;
+            now = fmaxf(now, score[i]);
+        }
+        const float shrink = __expf(largest - now);
+        largest = now, sum *= shrink;
 #pragma unroll
-        for (int j = 0; j < EACH; j++) mix[j] += p * f[j];
+        for (int j = 0; j < EACH; j++) mix[j] *= shrink;
+#pragma unroll
+        for (int i = 0; i < KEYS; i++) {
+            const float p = __expf(score[i] - now);
+            sum += p;
+            Piece::floats(values[i], f);
+#pragma unroll
+            for (int j = 0; j < EACH; j++) mix[j] += p * f[j];
+        }
     }
 #pragma unroll
     for (int j = 0; j < EACH; j++) mixed[group][lane * EACH + j] = mix[j];
-    sum = sum_of_block(sum, room);  // its barriers also finish ``mixed``
-    if (threadIdx.x < K) {
-        float y = 0;
-        for (int i = 0; i < GROUPS; i++) y += mixed[i][threadIdx.x];
-        partial[threadIdx.x] = y;
+    if (lane == 0) most[group] = largest, sums[group] = sum;
+    __syncthreads();
+    if (threadIdx.x >= K) return;
+    for (int i = 0; i < GROUPS; i++) largest = fmaxf(largest, most[i]);
+    float y = 0, all = 0;
+#pragma unroll
+    for (int i = 0; i < GROUPS; i++) {
+        const float factor = __expf(most[i] - largest);
+        y += mixed[i][threadIdx.x] * factor, all += sums[i] * factor;
     }
-    if (threadIdx.x == 0) partial[K] = largest, partial[K + 1] = sum;
+    partial[threadIdx.x] = y;
+    if (threadIdx.x == 0) partial[K] = largest, partial[K + 1] = all;
 }
 
 // k, v (g, n_ctx, k) and how many places of them count: m, or *position + 1. done (h,) counts blocks; 0 between calls.
@@ -98,20 +117,22 @@ template <int K, class Piece> INLINE void attend_token(const float* q, const voi
                                                        float* partial, int* done, const int* position, int m,
                                                        int group, int n_ctx, float scale) {
     m = position ? *position + 1 : m;
-    const int head = blockIdx.y, chunks = (m + CHUNK - 1) / CHUNK;
-    if (blockIdx.x >= chunks) return;
+    const int head = blockIdx.y, blocks = min(gridDim.x, (m + CHUNK - 1) / CHUNK);
+    if (blockIdx.x >= blocks) return;
     __shared__ bool last;
     partial += (size_t)head * gridDim.x * (K + 2);
     const size_t row = (size_t)(head / group) * n_ctx * (K / Piece::COUNT);
-    attend_chunk<K, Piece>(q + head * K, (const uint4*)k + row, (const uint4*)v + row, m, scale,
-                           partial + blockIdx.x * (K + 2));
-    __threadfence();
+    attend_chunks<K, Piece>(q + head * K, (const uint4*)k + row, (const uint4*)v + row, m, scale,
+                            partial + blockIdx.x * (K + 2));
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(done + head, 1) == chunks - 1;
+    if (threadIdx.x == 0) {
+        __threadfence();  // what this block has written is seen by whoever sees it counted
+        last = atomicAdd(done + head, 1) == blocks - 1;
+        __threadfence();
+    }
     __syncthreads();
     if (!last) return;
-    __threadfence();
-    combine<K>(partial, chunks, y + head * K);
+    combine<K>(partial, blocks, y + head * K);
     if (threadIdx.x == 0) done[head] = 0;
 }
 

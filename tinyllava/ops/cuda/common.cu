@@ -48,9 +48,7 @@ INLINE float sum_of_block(float x, float* room) {
     __syncthreads();  // the last sum's readers are done with room
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
-    float sum = 0;
-    for (int warp = 0; warp < blockDim.x / 32; warp++) sum += room[warp];
-    return sum;
+    return sum_of_warp(threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : 0);
 }
 
 // How many places of a sequence are filled: read from the device's memory when a recorded graph must find out each

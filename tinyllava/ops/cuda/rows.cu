@@ -1,13 +1,46 @@
 // Norms, activations, RoPE and the small steps between matrix products (reference.py). Floats in, floats out.
 
+// What only goes on into products in half precision is written as such: y's numbers are halves where ``half`` says so.
+INLINE void store(void* y, size_t i, float value, int half) {
+    if (half) ((half_t*)y)[i] = to_half(value);
+    else ((float*)y)[i] = value;
+}
+
 // rms_norm: x (n, d) -> y. One block for each row.
-KERNEL void rms_norm(const float* x, const float* weight, float* y, int d, float eps) {
+KERNEL void rms_norm(const float* x, const float* weight, void* y, int d, float eps, int half) {
     __shared__ float room[32];
-    x += (size_t)blockIdx.x * d, y += (size_t)blockIdx.x * d;
+    const size_t first = (size_t)blockIdx.x * d;
     float sum = 0;
-    for (int i = threadIdx.x; i < d; i += blockDim.x) sum += x[i] * x[i];
+    for (int i = threadIdx.x; i < d; i += blockDim.x) sum += x[first + i] * x[first + i];
     const float scale = rsqrtf(sum_of_block(sum, room) / d + eps);
-    for (int i = threadIdx.x; i < d; i += blockDim.x) y[i] = x[i] * scale * weight[i];
+    for (int i = threadIdx.x; i < d; i += blockDim.x) store(y, first + i, x[first + i] * scale * weight[i], half);
+}
+
+// The same by fours, all asked for before the first is used; d is a multiple of 4 and at most 32 * blockDim.x.
+KERNEL void rms_norm_fours(const float4* x, const float4* weight, void* y, int d, float eps, int half) {
+    __shared__ float room[32];
+    float4 v[8], w[8];
+    float sum = 0;
+    x += (size_t)blockIdx.x * (d / 4);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int at = threadIdx.x + blockDim.x * i;
+        v[i] = w[i] = make_float4(0, 0, 0, 0);
+        if (4 * at < d) v[i] = x[at], w[i] = weight[at];
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+    const float scale = rsqrtf(sum_of_block(sum, room) / d + eps);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int at = threadIdx.x + blockDim.x * i;
+        if (4 * at >= d) continue;
+        const float a = v[i].x * scale * w[i].x, b = v[i].y * scale * w[i].y;
+        const float c = v[i].z * scale * w[i].z, e = v[i].w * scale * w[i].w;
+        const size_t to = (size_t)blockIdx.x * (d / 4) + at;
+        if (half) ((uint2*)y)[to] = make_uint2(to_halves(a, b), to_halves(c, e));
+        else ((float4*)y)[to] = make_float4(a, b, c, e);
+    }
 }
 
 // layer_norm: the same with the mean taken away first; the variance in a second pass, which loses no digits.
@@ -27,14 +60,15 @@ INLINE float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 enum Activation { GELU_ERF, GELU_TANH, GELU_QUICK, SILU };
 
-KERNEL void activation(const float* x, float* y, size_t count, int kind) {
+INLINE float activated(float x, int kind) {
+    if (kind == GELU_ERF) return x * normcdff(x);
+    if (kind == GELU_TANH) return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+    return x * sigmoid(kind == GELU_QUICK ? 1.702f * x : x);
+}
+
+KERNEL void activation(const float* x, void* y, size_t count, int kind, int half) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    const float v = x[i];
-    if (kind == GELU_ERF) y[i] = v * normcdff(v);
-    if (kind == GELU_TANH) y[i] = 0.5f * v * (1 + tanhf(0.7978845608f * (v + 0.044715f * v * v * v)));
-    if (kind == GELU_QUICK) y[i] = v * sigmoid(1.702f * v);
-    if (kind == SILU) y[i] = v * sigmoid(v);
+    if (i < count) store(y, i, activated(x[i], kind), half);
 }
 
 KERNEL void swiglu(const float* gate, const float* up, float* y, size_t count) {
@@ -42,10 +76,19 @@ KERNEL void swiglu(const float* gate, const float* up, float* y, size_t count) {
     if (i < count) y[i] = gate[i] * sigmoid(gate[i]) * up[i];
 }
 
-// y (n, d) += bias (d,), for products that a library made.
-KERNEL void add_bias(float* y, const float* bias, size_t count, int d) {
+// The same in fours, to halves; count is a multiple of 4.
+KERNEL void swiglu_halves(const float4* gate, const float4* up, uint2* y, size_t count) {
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) y[i] += bias[i % d];
+    if (4 * i >= count) return;
+    const float4 g = gate[i], u = up[i];
+    y[i] = make_uint2(to_halves(g.x * sigmoid(g.x) * u.x, g.y * sigmoid(g.y) * u.y),
+                      to_halves(g.z * sigmoid(g.z) * u.z, g.w * sigmoid(g.w) * u.w));
+}
+
+// y (n, d) += bias (d,), for products that a library made. Grid (columns by 256, n).
+KERNEL void add_bias(float* y, const float* bias, int d) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < d) y[(size_t)blockIdx.y * d + i] += bias[i];
 }
 
 // Floats to half precision for the matrix units, four at a time; count is a multiple of 4.
@@ -74,17 +117,18 @@ KERNEL void rope(const float* x, const float* cos, const float* sin, float* y, c
     y[at + second] = a * s + b * c;
 }
 
-// extend: rows of keys and values (n, g, k) into what is held of them (g, n_ctx, k), from place ``start`` on.
+// extend: rows of keys and values (n, g, k) into what is held of them (g, n_ctx, k), from place ``start`` on. Grid
+// (numbers of a row by 1024, n, 2), 256 threads.
 KERNEL void extend(const float* k_rows, const float* v_rows, void* k_held, void* v_held, const int* position,
-                   int start, int n, int n_head, int n_ctx, int k, int half) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n * n_head * k) return;
-    const int row = i / (n_head * k), head = i / k % n_head;
-    const size_t to = ((size_t)head * n_ctx + filled(position, start) + row) * k + i % k;
-    const float* rows = blockIdx.y ? v_rows : k_rows;
-    void* held = blockIdx.y ? v_held : k_held;
-    if (half) ((half_t*)held)[to] = to_half(rows[i]);
-    else ((float*)held)[to] = rows[i];
+                   int start, int n_head, int n_ctx, int k, int half) {
+    const float* rows = (blockIdx.z ? v_rows : k_rows) + (size_t)blockIdx.y * n_head * k;
+    void* held = blockIdx.z ? v_held : k_held;
+    const size_t place = filled(position, start) + blockIdx.y;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const int i = blockIdx.x * 1024 + j * 256 + threadIdx.x;
+        if (i < n_head * k) store(held, ((size_t)(i / k) * n_ctx + place) * k + i % k, rows[i], half);
+    }
 }
 
 // move: the device's own count of places.
