@@ -158,7 +158,7 @@ def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None)
 
 
 def held_bytes(tensor: Tensor) -> int:
-    """A tensor's bytes on the GPU: a matrix in its blocks if a kernel reads them, else as halves; others as floats."""
+    """Bytes on the GPU: a vector in float32, a matrix in its blocks if a kernel reads them, else in halves."""
     if len(tensor.shape) == 1:
         return 4 * tensor.n_elements
     return tensor.nbytes if tensor.type in FORMATS else 2 * tensor.n_elements
