@@ -1,13 +1,17 @@
 """Known differences between implementations: measure each, and show all as a table.
 
-    python -m golden.differences measure [--no-answers]    writes the figures into known_differences.toml
-    python -m golden.differences table                     prints the README's table
+    python -m golden.differences measure [--no-answers] [ID ...]    writes figures into known_differences.toml
+    python -m golden.differences table                              prints the README's table
+
+An ID is a difference's, a profile's (what the demo answers right with all its choices), or "drawn".
 """
 
 import argparse
+import atexit
 import io
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +26,11 @@ from golden.clip_models import VISION, write_mmproj
 from golden.pictures import picture
 from tinyllava import demo, load
 from tinyllava.files.gguf import open_gguf
-from tinyllava.llava import LLaVA, VisionModel
+from tinyllava.files.gguf_write import NewTensor, copy_metadata, write_gguf
+from tinyllava.llava import GREEDY, LLaVA
 from tinyllava.profile import LLAVA, PROFILES, Profile
 from tinyllava.study.differences import read_table
+from tinyllava.text.sampling import Sampling
 from tinyllava.vision.clip import VisionConfig, load_vision
 from tinyllava.vision.projector import load_projector
 
@@ -33,6 +39,7 @@ FILE = FOLDER / "known_differences.toml"
 SCENES = FOLDER / "demo" / "scenes"
 SIZES = [(56, 56), (40, 30), (30, 40), (100, 60), (113, 57), (200, 150), (333, 77), (77, 333), (640, 480)]
 QUESTIONS_A_SCENE = 2
+N_DRAWS = 5  # answers drawn for each question, with seeds 0, 1, ...
 MAX_TOKENS = 32
 TEXT = ("wording", "templates", "space_prefix", "stop_texts")  # choices that do not reach the embeddings
 ROTATED = 6  # EXIF's mark of a picture to be turned by 90 degrees
@@ -63,29 +70,34 @@ def flipped(difference: dict[str, Any]) -> Profile:
 
 
 @lru_cache(None)
+def files(model: str) -> tuple[Path | None, Path]:
+    """(language model, image encoder). Of the demo float32 copies: on its own Q8_0, the fast backend rounds
+    activations to 8 bits. Random towers come without a language model."""
+    folder = Path(tempfile.mkdtemp(prefix="differences-"))
+    atexit.register(shutil.rmtree, folder)
+    if model != "demo":
+        write_mmproj(folder / "mmproj.gguf", VISION[model])
+        return None, folder / "mmproj.gguf"
+    for path in (demo.MODEL, demo.MMPROJ):
+        with open_gguf(path) as file:
+            new = [NewTensor(t.name, t.shape, "F32", lambda t=t: [t.dequantize()]) for t in file.tensors.values()]
+            write_gguf(folder / path.name, copy_metadata(file), new)
+    return folder / demo.MODEL.name, folder / demo.MMPROJ.name
+
+
+@lru_cache(None)
 def original(model: str) -> LLaVA:
-    """A model with all of the original's choices; random towers come without a language model."""
-    if model == "demo":
-        return load()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mmproj.gguf"
-        write_mmproj(path, VISION[model])
-        return load(mmproj=path, backend="numpy")
+    """A model with all of the original's choices."""
+    return load(*files(model), backend="numba" if model == "demo" else "numpy")
 
 
 def with_choices(model: str, profile: Profile) -> LLaVA:
-    """The same model by another profile. The random towers are built again, since their file is gone."""
-    base = original(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = demo.MMPROJ
-        if model != "demo":
-            path = Path(folder) / "mmproj.gguf"
-            write_mmproj(path, VISION[model])
-        file = open_gguf(path)
-        config = VisionConfig.from_gguf(file, profile)
-        tower, projector = load_vision(file, config, base.ops), load_projector(file, config, base.ops)
-        eye = VisionModel(file.path, config, tower, projector, base.ops)
-        return LLaVA(base.ops, profile, text=base.text, vision=eye)
+    """The same model by another profile."""
+    base, file = original(model), open_gguf(files(model)[1])
+    config = VisionConfig.from_gguf(file, profile)
+    tower, projector = load_vision(file, config, base.ops), load_projector(file, config, base.ops)
+    eye = replace(base.eye, config=config, weights=tower, projector=projector)
+    return LLaVA(base.ops, profile, text=base.text, vision=eye)
 
 
 def pictures(model: str, marked: bool) -> Iterator[Any]:
@@ -141,9 +153,10 @@ def asked() -> Iterator[tuple[Path, str, str]]:
             yield SCENES / scene["file"], question["question"], question["answer"]
 
 
-def answers(profile: Profile) -> list[str]:
-    """The demo's greedy answers to all questions."""
+def answers(profile: Profile, marked: bool = False, sampling: Sampling = GREEDY) -> list[str]:
+    """The demo's answers to all questions; ``marked``: about pictures as a camera held upright saves them."""
     llava = with_choices("demo", profile)
+    sources = dict(zip((scene["file"] for scene in scenes()), pictures("demo", marked), strict=True))
     encode, seen = llava.encode_pixels, {}
 
     def encode_once(rgb: Any, *rest: Any) -> Any:
@@ -153,7 +166,19 @@ def answers(profile: Profile) -> list[str]:
         return seen[key]
 
     llava.encode_pixels = encode_once  # type: ignore[method-assign]
-    return [llava.generate(question, [path], MAX_TOKENS).text.strip() for path, question, _ in asked()]
+    return [
+        llava.generate(question, [sources[path.name]], MAX_TOKENS, sampling).text.strip()
+        for path, question, _ in asked()
+    ]
+
+
+def drawn(profile: Profile, greedy: list[str]) -> float:
+    """How many answers drawn as the profile draws them are not the greedy one; all else is the original's."""
+    p, differ = profile, []
+    for seed in range(N_DRAWS if p.temperature > 0 else 0):
+        sampling = Sampling(temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, min_p=p.min_p, seed=seed)
+        differ.append(1 - share(answers(LLAVA, sampling=sampling), greedy))
+    return float(np.mean(differ)) if differ else 0.0
 
 
 def share(found: list[str], wanted: list[str]) -> float:
@@ -161,34 +186,54 @@ def share(found: list[str], wanted: list[str]) -> float:
     return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)
 
 
-def measure(with_answers: bool) -> None:
-    """Fill in every figure of the file."""
-    right = [answer for _, _, answer in asked()]
+def measure(with_answers: bool, only: list[str]) -> None:
+    """Fill in every figure of the file, or of the differences in ``only``."""
     usual = answers(LLAVA) if with_answers else []
     text = FILE.read_text()
-    if with_answers:
-        text = re.sub(r"(?m)^questions = .*$", f"questions = {len(right)}", text, count=1)
-        for name, profile in PROFILES.items():
-            found = usual if profile is LLAVA else answers(profile)
-            print(name, f"{share(found, right):.3f} right", flush=True)
-            text = re.sub(rf"(?m)^right-{name} = .*$", f"right-{name} = {share(found, right):.3f}", text)
+    for key, value in demo_figures(usual, only).items() if with_answers else ():
+        print(key, value, flush=True)
+        text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
+    FILE.write_text(text)
     for difference in read()["difference"]:
-        if "flip" not in difference:
+        if "flip" not in difference or (only and difference["id"] not in only):
             continue
-        profile = flipped(difference)
-        effect, tokens = 0.0, None
-        if difference["choice"] not in TEXT:
-            effect, tokens = embeddings(difference["model"], profile, difference["choice"] == "exif")
-        lines = [f"effect = {effect:.3g}" if tokens is None else f"tokens = {tokens}"]
-        speaks = difference["model"] == "demo" and difference["choice"] != "exif"
-        if speaks and effect == 0 and difference["choice"] not in TEXT:
-            lines += ["answers = 0.0", f"right = {share(usual, right):.3f}"] if with_answers else []
-        elif speaks and with_answers:
-            found = answers(profile)
-            lines += [f"answers = {1 - share(found, usual):.3f}", f"right = {share(found, right):.3f}"]
+        lines = figures_of(difference, usual)
         print(difference["id"], *lines, flush=True)
         text = with_lines(text, difference["id"], lines, keep=() if with_answers else ("answers", "right"))
-    FILE.write_text(text)
+        FILE.write_text(text)
+
+
+def right_answers() -> list[str]:
+    """The right answers to all questions."""
+    return [answer for _, _, answer in asked()]
+
+
+def demo_figures(usual: list[str], only: list[str]) -> dict[str, str]:
+    """The lines of the table [demo]."""
+    found = {"questions": str(len(usual))}
+    for name, profile in PROFILES.items():
+        if not only or name in only:
+            said = usual if profile is LLAVA else answers(profile)
+            found[f"right-{name}"] = f"{share(said, right_answers()):.3f}"
+        if not only or "drawn" in only:
+            found[f"drawn-{name}"] = f"{drawn(profile, usual):.3f}"
+    return found
+
+
+def figures_of(difference: dict[str, Any], usual: list[str]) -> list[str]:
+    """The lines of one difference; those about answers only if ``usual``, the original's answers, are given."""
+    profile, marked = flipped(difference), difference["choice"] == "exif"
+    effect, tokens = 0.0, None
+    if difference["choice"] not in TEXT:
+        effect, tokens = embeddings(difference["model"], profile, marked)
+    lines = [f"effect = {effect:.3g}" if tokens is None else f"tokens = {tokens}"]
+    if difference["model"] == "demo" and usual:
+        unseen = effect == 0 and difference["choice"] not in TEXT
+        before = answers(LLAVA, marked) if marked else usual
+        found = usual if unseen else answers(profile, marked)
+        lines.append(f"answers = {1 - share(found, before):.3f}")
+        lines += [] if marked else [f"right = {share(found, right_answers()):.3f}"]
+    return lines
 
 
 def with_lines(text: str, id: str, lines: list[str], keep: tuple[str, ...]) -> str:
@@ -228,7 +273,13 @@ def embeddings_cell(difference: dict[str, Any]) -> str:
 
 def answers_cell(difference: dict[str, Any]) -> str:
     """What the answers' column says."""
-    return percent(difference["answers"]) if "answers" in difference else ""
+    if difference["id"] == "sampling":
+        demo_figures = read()["demo"]
+        shares = (f"{name} {percent(demo_figures[f'drawn-{name}'])}" for name in PROFILES)
+        return "drawn ones that are not the greedy one: " + ", ".join(shares)
+    if "answers" in difference:
+        return percent(difference["answers"]) if difference["answers"] else "0"
+    return difference.get("answers-note", "not reproduced")
 
 
 def percent(x: float) -> str:
@@ -240,12 +291,13 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m golden.differences", description=__doc__)
     parser.add_argument("action", choices=["measure", "table"])
+    parser.add_argument("ids", nargs="*", help="what to measure (default: everything)")
     parser.add_argument("--no-answers", action="store_true", help="measure embeddings only")
     arguments = parser.parse_args()
     if arguments.action == "table":
         print(table())
     else:
-        measure(not arguments.no_answers)
+        measure(not arguments.no_answers, arguments.ids)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,22 @@ def test_every_value_of_every_profile_is_measured() -> None:
             assert (field.name, value) in flips
 
 
-@pytest.mark.parametrize("entry", [e for e in MEASURED if e["model"] != "demo"], ids=lambda entry: entry["id"])
+SEEN = [entry for entry in MEASURED if entry["choice"] not in differences.TEXT]
+
+
+@pytest.mark.parametrize("entry", SEEN, ids=lambda entry: entry["id"])
 def test_the_figures_are_what_is_measured(entry: dict[str, Any]) -> None:
-    effect, tokens = differences.embeddings(entry["model"], differences.flipped(entry))
+    marked = entry["choice"] == "exif"
+    effect, tokens = differences.embeddings(entry["model"], differences.flipped(entry), marked)
     assert tokens == entry.get("tokens")
     if tokens is None:
         assert effect == pytest.approx(entry["effect"], rel=0.02, abs=1e-6)
+
+
+def test_every_difference_says_what_it_does_to_the_answers() -> None:
+    for entry in MEASURED:
+        assert ("answers" in entry) is (entry["model"] == "demo")
+        assert ("answers-note" in entry) is (entry["model"] != "demo")
 
 
 def test_the_table_has_a_row_for_each() -> None:
