@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tinyllava.commands.parser import Parser, whole
 from tinyllava.commands.report import Report
+from tinyllava.commands.run_options import gpu_layers
 from tinyllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def make_parser() -> Parser:
     what = "whose details to follow (default llava)"
     parser.option(group, "--compat", metavar="NAME", default="llava", help=what)
     parser.option(group, "--backend", metavar="NAME", default="auto", help="numpy, numba, cupy, or auto (default)")
+    what = "layers on the GPU; 99 or all: all (default: what fits)"
+    parser.option(group, "-ngl --n-gpu-layers", metavar="N", type=gpu_layers, help=what)
     what = "f32 (default), or f64: the truth that others are measured against (numpy)"
     parser.option(group, "--dtype", metavar="NAME", default="float32", help=what)
     parser.option(group, "-t --threads", metavar="N", type=whole, help="threads (default: the physical cores)")
@@ -120,7 +123,11 @@ def load(arguments: argparse.Namespace, report: Report) -> LLaVA:
     if arguments.prompt is not None:
         raise UsageError("-p/--prompt", "given without -m", wanted="a language model to read it")
     return load_llava(
-        mmproj=arguments.mmproj, backend=arguments.backend, dtype=arguments.dtype, compat=arguments.compat
+        mmproj=arguments.mmproj,
+        backend=arguments.backend,
+        dtype=arguments.dtype,
+        compat=arguments.compat,
+        n_gpu_layers=arguments.n_gpu_layers,
     )
 
 
