@@ -56,10 +56,15 @@ def run(command: Command) -> str:
 
 def tables() -> dict[str, str]:
     """The generated tables by the name in their comments."""
-    from golden import differences
+    from golden import accuracy, differences
     from tests import gpu_table, speed_table
 
-    return {"differences": differences.table(), "speed": speed_table.table(), "gpu": gpu_table.table()}
+    return {
+        "accuracy": accuracy.table(),
+        "differences": differences.table(),
+        "speed": speed_table.table(),
+        "gpu": gpu_table.table(),
+    }
 
 
 def with_tables(text: str) -> str:

@@ -26,11 +26,11 @@ SIZES = {
 class Mtmd:
     """A language model's vocabulary and a vision file, opened by libmtmd; no flash attention."""
 
-    def __init__(self, folder: str, spec: ClipSpec) -> None:
+    def __init__(self, folder: str, spec: ClipSpec, dtype: str = "F32") -> None:
         language = LANGUAGE["vicuna" if spec.n_llm == LANGUAGE["vicuna"].n_embd else "mistral"]
         model_path, vision_path = Path(folder) / "language.gguf", Path(folder) / "mmproj.gguf"
         write_language_model(model_path, language)
-        write_mmproj(vision_path, spec)
+        write_mmproj(vision_path, spec, dtype)
         self.n_llm = spec.n_llm
         model_params = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(str(model_path).encode(), model_params)

@@ -4,7 +4,7 @@ Arrays are NumPy's; what is not overridden here is the reference's own code. Eac
 the addresses of its arrays and a way to cut the work into items.
 
 Where the numbers differ from the reference: against quantized weights, activations are rounded to 8 bits for each
-32 of them; against 16-bit floats to 15 bits; keys and values of such models are kept in half precision.
+32 of them; against 16-bit floats to 14 bits; keys and values of such models are kept in half precision.
 """
 
 from __future__ import annotations

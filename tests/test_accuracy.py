@@ -1,0 +1,34 @@
+"""Fast computation must not be further from the truth than llama.cpp is on the same file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from golden import accuracy
+
+STORED = json.loads(accuracy.FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", accuracy.CASES)
+def test_our_error_is_at_most_llama_cpps(case: str, tmp_path: Path) -> None:
+    own = accuracy.own_error(tmp_path, case)
+    assert own <= STORED[case]["llama.cpp"]
+    assert own == pytest.approx(STORED[case]["ours"], rel=0.1)  # what README says
+
+
+def test_every_stored_case_is_tested() -> None:
+    assert sorted(STORED) == sorted(accuracy.CASES)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("case", ["text Q8_0", "picture F16"])
+def test_llama_cpps_error_is_the_stored_one(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from golden.makers.accuracy import peer
+
+    path = accuracy.write_case(tmp_path, case)
+    found = accuracy.error(peer(str(tmp_path), path, case), accuracy.truth_of(path, case))
+    assert found == pytest.approx(STORED[case]["llama.cpp"], rel=0.1)
