@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 ALL = 1 << 30  # layers: more than any model has
 USUAL_CONTEXT = 4096  # tokens that room is left for when the user names no number
-SCRATCH_BYTES = 512 << 20  # of libraries, of activations, of pieces of matrices that are no longer in blocks
+SCRATCH_BYTES = 256 << 20  # of libraries, and of pieces of matrices that are no longer in blocks
+TOKENS = 1536  # of a prompt that are read at once, with their activations in float32
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Need:
 
     blocks: tuple[int, ...]  # each block of the language model with its cache, in order
     rest: int  # its head, its embeddings and its norms
-    vision: int  # image encoder, projector, and room to work for everyone
+    work: int  # image encoder, projector, and room to work for everyone
 
     def bytes(self, n_layers: int) -> int:
         """What ``n_layers`` take."""
         if n_layers <= 0:
             return 0
         head = self.rest if n_layers > len(self.blocks) else 0
-        return self.vision + head + sum(self.blocks[max(0, len(self.blocks) - n_layers) :])
+        return self.work + head + sum(self.blocks[max(0, len(self.blocks) - n_layers) :])
 
     def most(self, free: int) -> int:
         """The largest number of layers that ``free`` bytes hold; 0 if not even one."""
@@ -124,7 +125,7 @@ def fit(device: Ops, wanted: int, need: Need, *, promised: bool, threads: int | 
         n_layers = most
     host = device if n_layers == need.all_layers else select("numba", threads=threads)
     if n_layers:
-        size = max(need.blocks, default=need.vision)
+        size = max(need.blocks, default=need.work)
         guard_memory(lambda missing: _try(max(0, n_layers - -(-missing // size))))
     shared = split(host, device, n_layer=len(need.blocks), n_device=n_layers)
     return Placement(shared, device if n_layers else host, n_layers, notes)
@@ -139,10 +140,11 @@ def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None)
 
     Raises ModelError for a language model that cannot be read.
     """
-    vision = SCRATCH_BYTES + (sum(held_bytes(tensor) for tensor in mmproj.tensors.values()) if mmproj else 0)
+    work = SCRATCH_BYTES + (sum(held_bytes(tensor) for tensor in mmproj.tensors.values()) if mmproj else 0)
     if model is None:
-        return Need((), 0, vision)
+        return Need((), 0, work)
     config = read_config(model)
+    work += 4 * TOKENS * (8 * config.n_embd + 4 * config.n_ff)  # rows of either width that live together
     context = n_ctx or min(config.n_ctx_train, USUAL_CONTEXT)
     half = any(len(tensor.shape) > 1 and tensor.type != "F32" for tensor in model.tensors.values())
     keys = (2 if half else 4) * context * config.n_head_kv * config.head_dim
@@ -154,7 +156,7 @@ def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None)
             blocks[int(number)] += held_bytes(tensor)
         else:
             rest += held_bytes(tensor)
-    return Need(tuple(blocks), rest, vision)
+    return Need(tuple(blocks), rest, work)
 
 
 def held_bytes(tensor: Tensor) -> int:
