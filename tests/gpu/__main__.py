@@ -57,7 +57,7 @@ def check_demo() -> dict[str, int]:
 
 
 def check_logits(name: str, file: Any, ours: own.Language) -> list[dict[str, Any]]:
-    """Errors of logits against float64, ours and transformers' in half precision: a prompt's, then token by token."""
+    """Errors of logits against float64, ours and transformers' in half precision: a prompt's, then an answer's."""
     ids = [int(i) for i in np.random.default_rng(3).integers(0, 32000, N_PROMPT + N_ANSWER)]
     embeds = file.tensors["token_embd.weight"].rows(np.array(ids), np.float64)
     found = []
@@ -161,10 +161,11 @@ def run() -> dict[str, Any]:
         model = own.Language(file)
         times = found["peer_times"] if shape is LLAMA_7B else {}
         steps = measure_language(name, file, times, found["ceilings"], embeds[:, : shape.n_embd], model)
-        held = own.device_bytes() - before - sum(a.nbytes for a in (*model.cache.k, *model.cache.v))
+        before += sum(a.nbytes for a in (*model.cache.k, *model.cache.v))
+        peak, held = own.device_bytes(peak=True) - before, own.device_bytes() - before
         size = sum(t.nbytes for t in file.tensors.values())
         found["steps"] += steps
-        found["memory"].append({"what": name, "file_bytes": size, "device_bytes": held})
+        found["memory"].append({"what": name, "file_bytes": size, "device_bytes": held, "peak_bytes": peak})
         if shape is LLAMA_7B:
             found["errors"] += check_logits(name, file, model)
         print(found["memory"][-1], found["errors"][-2:], flush=True)

@@ -71,8 +71,11 @@ class Language:
     def logits(self, ids: list[int], n_prompt: int) -> tuple[np.ndarray, np.ndarray]:
         """The logits after each of ``ids``: those read at once (n_prompt, n_vocab), and those read one by one."""
         x = embed(ids[:n_prompt], self.llama, self.ops)
+        self.prefill(x)
+        eager = [self.ops.numpy(self.read([i])).copy() for i in ids[n_prompt:]]
         prompt = self.ops.numpy(self.prefill(x, last=False))
         answer = [self.ops.numpy(self.step([i])).copy() for i in ids[n_prompt:]]
+        np.testing.assert_array_equal(answer, eager)  # replayed, a step gives the same numbers
         return prompt.astype(np.float64), np.concatenate(answer).astype(np.float64)
 
     def time_prefill(self, embeds: np.ndarray) -> float:
@@ -154,10 +157,12 @@ def ceilings() -> dict[str, float]:
     return {"bytes_per_s": 2 * a.nbytes / copy, "flop_per_s": 2 * n**3 / product}
 
 
-def device_bytes() -> int:
-    """What CuPy holds of the card's memory, once what is free in its pool is given back."""
-    cupy.get_default_memory_pool().free_all_blocks()
-    return int(cupy.get_default_memory_pool().total_bytes())
+def device_bytes(*, peak: bool = False) -> int:
+    """What CuPy holds of the card's memory: now, or with all that its pool keeps because it was once needed."""
+    pool = cupy.get_default_memory_pool()
+    if not peak:
+        pool.free_all_blocks()
+    return int(pool.total_bytes())
 
 
 def about() -> dict[str, str]:

@@ -14,6 +14,7 @@ from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
 from tinyllava.ops import Ops, select
+from tinyllava.quant.blocks import TYPES
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(7)
@@ -64,10 +65,22 @@ def test_rows_that_are_no_multiple_of_16_bytes(n: int, d_in: int, ops: Ops) -> N
 
 @pytest.mark.parametrize("kind", FORMATS[2:])
 def test_weights_dequantized_in_tiles(kind: str, ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllava.ops.cupy_ops.TILE_BYTES", 2 * 512 * 37)  # 37 rows at once
-    weight, x = RandomTensor("w", kind, (100, 512)), RNG.standard_normal((9, 512))
+    monkeypatch.setattr("tinyllava.ops.cupy_ops.TILE_BYTES", 2 * 512 * 128)  # 128 rows at once
+    weight, x = RandomTensor("w", kind, (301, 512)), RNG.standard_normal((9, 512))
     truth = x @ weight.dequantize(np.float64).T
     assert error(ops.numpy(ops.linear(ops.array(x), ops.matrix(weight))), truth) < 6e-4
+
+
+@pytest.mark.parametrize("shape", [(7, 32), (3, 96), (37, 256), (500, 4096)])
+@pytest.mark.parametrize("kind", FORMATS[2:])
+def test_dequantized_weights_are_the_weights(kind: str, shape: tuple[int, int], ops: Any) -> None:
+    if shape[1] % TYPES[kind].block_size:
+        return
+    import cupy
+
+    weight = RandomTensor("w", kind, shape)
+    found = cupy.asnumpy(ops._dequantize(ops.matrix(weight), 1, shape[0]))
+    np.testing.assert_array_equal(found, weight.dequantize()[1:].astype(np.float16))
 
 
 def cached(values: np.ndarray, n_ctx: int, half: bool) -> tuple[Any, np.ndarray]:

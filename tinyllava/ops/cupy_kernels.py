@@ -5,6 +5,8 @@ CuPy keeps what it has compiled in a folder of its own (~/.cupy), so that only t
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tinyllava import ops
 
 FOLDER = Path(__file__).parent / "cuda"
 FILES = ("common.cu", "blocks.cu", "matvec.cu", "rows.cu", "attention_token.cu", "attention.cu")
+SERIALIZE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 STATIC_SHARED = 48 << 10  # bytes of shared memory that a block gets without asking
 
 
@@ -24,37 +27,76 @@ def source() -> str:
     return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in FILES)
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: its number, and a value of up to 64 bytes."""
+
+    _fields_ = (("id", ctypes.c_int), ("_", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("n_attributes", ctypes.c_uint),
+    )
+
+
 class Kernels:
-    """The compiled kernels of one device."""
+    """The compiled kernels of one device. Launched by the driver's own call, as CuPy's knows no attributes.
+
+    With ``overlap``, a kernel may start before the one before it has ended (CUDA's programmatic dependent launch):
+    each waits for that by itself (take_turn in cuda/common.cu). Only where devices can, from Hopper on.
+    """
 
     def __init__(self, code: str | None = None) -> None:
         module = cupy.RawModule(code=code or source(), options=("--std=c++17",), backend="nvrtc")
         self._function = cache(module.get_function)
-        attributes = cupy.cuda.Device().attributes
-        self.processors: int = attributes["MultiProcessorCount"]
-        self._most_shared: int = attributes["MaxSharedMemoryPerBlockOptin"]
+        device = cupy.cuda.Device()
+        self.processors: int = device.attributes["MultiProcessorCount"]
+        self._most_shared: int = device.attributes["MaxSharedMemoryPerBlockOptin"]
+        self._can_overlap = int(device.compute_capability) >= 90
+        self.overlap = False
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        self._launch = driver.cuLaunchKernelEx
+        self._overlapping = _Attribute(SERIALIZE, 0, (ctypes.c_int * 16)(1))
 
     def launch(
         self, name: str, grid: int | tuple[int, ...], threads: int, *arguments: Any, shared: int = 0
     ) -> None:
         """Start a kernel on a grid of blocks of ``threads``, each with ``shared`` bytes of shared memory.
 
-        Whole numbers go as C ints, floats as C floats, arrays as pointers and None as a null pointer; what has
-        a NumPy type keeps it.
+        Whole numbers go as C ints, floats as C floats, arrays as pointers and None as a null pointer; np.uint64
+        as a size_t.
         """
         function = self._function(name)
         if shared > STATIC_SHARED and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = self._most_shared - function.shared_size_bytes
-        blocks = grid if isinstance(grid, tuple) else (grid,)
-        function(blocks, (threads,), tuple(_as_c(value) for value in arguments), shared_mem=shared)
+        blocks = (*grid, 1, 1)[:3] if isinstance(grid, tuple) else (grid, 1, 1)
+        overlap = self.overlap and self._can_overlap
+        config = _Config(
+            blocks, (threads, 1, 1), shared, cupy.cuda.get_current_stream().ptr,
+            ctypes.addressof(self._overlapping), int(overlap),
+        )  # fmt: skip
+        values = [_as_c(value) for value in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        status = self._launch(ctypes.byref(config), ctypes.c_void_p(function.kernel.ptr), pointers, None)
+        if status:
+            raise RuntimeError(f"cuLaunchKernelEx of {name}: status {status}")
 
 
 def _as_c(value: Any) -> Any:
-    if type(value) is int or type(value) is bool:
-        return np.int32(value)
+    if isinstance(value, int):  # bool, too
+        return ctypes.c_int(value)
     if type(value) is float:
-        return np.float32(value)
-    return np.uint64(0) if value is None else value
+        return ctypes.c_float(value)
+    if type(value) is np.uint64:
+        return ctypes.c_size_t(int(value))
+    return ctypes.c_void_p(None if value is None else value.data.ptr)
 
 
 @cache

@@ -18,6 +18,7 @@ import cupy
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava.errors import UsageError
 from tinyllava.ops import Activation, Array, Ops, Position, RopeKind, physical_cores
 from tinyllava.ops.cupy_blas import Blas
 from tinyllava.ops.cupy_graph import DevicePosition, Replay, Window
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 ACTIVATIONS: dict[Activation, int] = {"gelu_erf": 0, "gelu_tanh": 1, "gelu_quick": 2, "silu": 3}  # cuda/rows.cu
 ROWS_OF_BLOCK, THREADS = 32, 512  # WARPS * ROWS and 32 * WARPS in cuda/matvec.cu
 BLOCKS = 1  # of its blocks that a processor of the device runs at once
+WIDEST = 256  # features of a head in cuda/attention_token.cu
 CHUNK = 64  # keys for each block in cuda/attention_token.cu
 QUERIES, TILE = 128, 64  # for each block, and keys for each step, in cuda/attention.cu
-TILE_BYTES = 1 << 27  # of dequantized weights at once
+TILE_BYTES, TILE_ROWS = 1 << 27, 128  # of dequantized weights at once: cuBLAS is slow at odd places
 
 
 class CupyOps:
@@ -179,7 +181,7 @@ class CupyOps:
                 given = _floats(x) if weight.kind == "F32" else half
                 self.blas.multiply(given, weight.data.view(given.dtype), y, 0, d_out)
             else:
-                step = max(1, TILE_BYTES // (2 * d_in))
+                step = max(1, TILE_BYTES // (2 * d_in * TILE_ROWS)) * TILE_ROWS
                 for start in range(0, d_out, step):
                     stop = min(start + step, d_out)
                     self.blas.multiply(half, self._dequantize(weight, start, stop), y, start, stop)
@@ -262,8 +264,8 @@ class CupyOps:
         n, n_head, width = x.shape
         pairs = cos.shape[-1]
         self.kernels.launch(
-            "rope", -(-n * n_head * (width - pairs) // 256), 256,
-            x, _floats(cos), _floats(sin), y, *place, n, n_head, width, pairs, kind == "norm",
+            "rope", (-(-n_head * (width - pairs) // 256), n), 256,
+            x, _floats(cos), _floats(sin), y, *place, n_head, width, pairs, kind == "norm",
         )  # fmt: skip
         return _array(y)
 
@@ -274,6 +276,9 @@ class CupyOps:
         if isinstance(k, Window) and isinstance(v, Window):
             position = k.position.device
             k, v = k.array.transpose(1, 0, 2), v.array.transpose(1, 0, 2)
+        if width > WIDEST:
+            hint = "Use another backend"
+            raise UsageError("backend cupy", f"heads of {width} features", wanted=f"at most {WIDEST}", hint=hint)
         k, v = _side_by_side(k), _side_by_side(v)
         if n == 1 and width in (64, 128) and k.strides == v.strides and k.strides[0] == k.itemsize * width:
             return self._attend_token(q, k, v, position)

@@ -278,6 +278,7 @@ INLINE void attend_block(
         const float* q, const half_t* k, const half_t* v, half_t* y, int n, int n_head, int n_head_kv, int m,        \
         int k_row, int k_head, int v_row, int v_head, int causal, float scale                                      \
     ) {                                                                                                             \
+        take_turn();                                                                                                \
         attend_block<WIDTH, BANDS>(                                                                                 \
             q, k, v, y, n, n_head, n_head_kv, m, k_row, k_head, v_row, v_head, causal, scale                        \
         );                                                                                                          \

@@ -139,6 +139,7 @@ template <int K, class Piece> INLINE void attend_token(const float* q, const voi
 #define ATTEND_TOKEN(NAME, K, PIECE)                                                                              \
     KERNEL void NAME(const float* q, const void* k, const void* v, float* y, float* partial, int* done,           \
                      const int* position, int m, int group, int n_ctx, float scale) {                             \
+        take_turn();                                                                                              \
         attend_token<K, PIECE>(q, k, v, y, partial, done, position, m, group, n_ctx, scale);                      \
     }
 ATTEND_TOKEN(attend_token_h64, 64, Half8)
@@ -152,6 +153,7 @@ ATTEND_TOKEN(attend_token_f128, 128, Float4)
 KERNEL __launch_bounds__(128) void attend_any(
     const float* q, const void* k, const void* v, float* y, const int* position, int n, int n_head, int group, int m,
     int width, int k_row, int k_head, int v_row, int v_head, int half, int causal, float scale) {
+    take_turn();
     __shared__ float query[4][256];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = blockIdx.x * 4 + warp;
     if (i >= n * n_head) return;

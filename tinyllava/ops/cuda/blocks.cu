@@ -189,24 +189,40 @@ template <int FORMAT, int RUNS> INLINE void weights_of(const Piece<RUNS>& piece,
 
 // ---- dequantizing: dequantize() in quant/, to half precision for the matrix units
 
+INLINE uint4 of_neighbour(uint4 v) {
+    return make_uint4(__shfl_xor_sync(~0u, v.x, 1), __shfl_xor_sync(~0u, v.y, 1), __shfl_xor_sync(~0u, v.z, 1),
+                      __shfl_xor_sync(~0u, v.w, 1));
+}
+
+// A run is 32 bytes of halves. Two neighbouring threads write each other's runs by halves, first the one's, then the
+// other's: memory takes 32 bytes at a time.
 template <int FORMAT> INLINE void dequantize_pieces(Blocks w, size_t first, size_t count, half_t* y) {
     typedef Quant<FORMAT> Q;
-    const size_t stride = (size_t)gridDim.x * blockDim.x;
-    for (size_t t = (size_t)blockIdx.x * blockDim.x + threadIdx.x; t < count * Q::PIECES; t += stride) {
+    const size_t pieces = count * Q::PIECES, stride = (size_t)gridDim.x * blockDim.x;
+    const int odd = threadIdx.x % 2;
+    size_t t = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; t - threadIdx.x % 32 < pieces; t += stride) {  // whole warps
         Piece<Q::RUNS> piece;
-        const size_t block = t / Q::PIECES;
-        const int j = t % Q::PIECES;
-        Q::unpack(Q::load(Q::begin(w, first + block, j), 0), j, piece);
+        const size_t own = min(t, pieces - 1);
+        const int j = own % Q::PIECES;
+        Q::unpack(Q::load(Q::begin(w, first + own / Q::PIECES, j), 0), j, piece);
 #pragma unroll
         for (int i = 0; i < Q::RUNS; i++) {
-            uint4* to = (uint4*)(y + block * Q::SIZE + Q::unit(j, i) * 16);
+            uint4 part[2];
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float f[8];
                 weights_of<FORMAT>(piece, i, piece.run[i].q[2 * k], f);
                 weights_of<FORMAT>(piece, i, piece.run[i].q[2 * k + 1], f + 4);
-                to[k] = make_uint4(to_halves(f[0], f[1]), to_halves(f[2], f[3]), to_halves(f[4], f[5]),
-                                   to_halves(f[6], f[7]));
+                part[k] = make_uint4(to_halves(f[0], f[1]), to_halves(f[2], f[3]), to_halves(f[4], f[5]),
+                                     to_halves(f[6], f[7]));
+            }
+            const uint4 other = of_neighbour(pick(odd, part[0], part[1]));  // the even one's second, the odd one's first
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const size_t whose = t - odd + k;
+                half_t* to = y + whose / Q::PIECES * Q::SIZE + Q::unit(whose % Q::PIECES, i) * 16 + 8 * odd;
+                if (whose < pieces) store_at_once(to, pick(odd == k, part[k], other));
             }
         }
     }
@@ -214,6 +230,7 @@ template <int FORMAT> INLINE void dequantize_pieces(Blocks w, size_t first, size
 
 // Blocks first .. first + count of a matrix -> y (count * block size) in half precision.
 KERNEL void dequantize(const u8* data, size_t n_blocks, int format, size_t first, size_t count, half_t* y) {
+    take_turn();
     const Blocks w = {data, n_blocks};
     if (format == Q4_0) dequantize_pieces<Q4_0>(w, first, count, y);
     if (format == Q8_0) dequantize_pieces<Q8_0>(w, first, count, y);
@@ -242,6 +259,7 @@ template <int FORMAT> INLINE void embed_row(Blocks w, int id, int d, float* y) {
 }
 
 KERNEL void embed(const u8* data, size_t n_blocks, int format, const int* ids, int d, float* y) {
+    take_turn();
     const Blocks w = {data, n_blocks};
     const int id = ids[blockIdx.x];
     y += (size_t)blockIdx.x * d;

@@ -37,6 +37,16 @@ INLINE uint4 load_once(const void* address) {
     return v;
 }
 
+// 16 bytes to memory in one piece, whatever the compiler thinks of it.
+INLINE void store_at_once(void* address, uint4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+INLINE uint4 pick(bool first, uint4 a, uint4 b) {
+    return make_uint4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w);
+}
+
 INLINE float sum_of_warp(float x) {
     for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
     return x;
@@ -49,6 +59,16 @@ INLINE float sum_of_block(float x, float* room) {
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
     return sum_of_warp(threadIdx.x % 32 < blockDim.x / 32 ? room[threadIdx.x % 32] : 0);
+}
+
+// The kernels of a recorded step start before the one before has ended, as cupy_kernels.py asks for, so that launching
+// costs less. This lets the next one start, and waits for the end of the one before: each kernel calls it before it
+// reads or writes what others write or read.
+INLINE void take_turn() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // How many places of a sequence are filled: read from the device's memory when a recorded graph must find out each

@@ -200,6 +200,7 @@ template <class Format> INLINE void multiply(const Product& p, const float* x, i
     Group<Format> next;
     begin(row);
     next.load(at, 0, lane, pieces);
+    take_turn();  // the weights are nobody's to write: they may be asked for before
     Format::stage(x, d_in, room);
     __syncthreads();
     float sum[ROWS] = {};

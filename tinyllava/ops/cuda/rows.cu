@@ -8,6 +8,7 @@ INLINE void store(void* y, size_t i, float value, int half) {
 
 // rms_norm: x (n, d) -> y. One block for each row.
 KERNEL void rms_norm(const float* x, const float* weight, void* y, int d, float eps, int half) {
+    take_turn();
     __shared__ float room[32];
     const size_t first = (size_t)blockIdx.x * d;
     float sum = 0;
@@ -18,6 +19,7 @@ KERNEL void rms_norm(const float* x, const float* weight, void* y, int d, float 
 
 // The same by fours, all asked for before the first is used; d is a multiple of 4 and at most 32 * blockDim.x.
 KERNEL void rms_norm_fours(const float4* x, const float4* weight, void* y, int d, float eps, int half) {
+    take_turn();
     __shared__ float room[32];
     float4 v[8], w[8];
     float sum = 0;
@@ -45,6 +47,7 @@ KERNEL void rms_norm_fours(const float4* x, const float4* weight, void* y, int d
 
 // layer_norm: the same with the mean taken away first; the variance in a second pass, which loses no digits.
 KERNEL void layer_norm(const float* x, const float* weight, const float* bias, float* y, int d, float eps) {
+    take_turn();
     __shared__ float room[32];
     x += (size_t)blockIdx.x * d, y += (size_t)blockIdx.x * d;
     float sum = 0;
@@ -67,17 +70,20 @@ INLINE float activated(float x, int kind) {
 }
 
 KERNEL void activation(const float* x, void* y, size_t count, int kind, int half) {
+    take_turn();
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) store(y, i, activated(x[i], kind), half);
 }
 
 KERNEL void swiglu(const float* gate, const float* up, float* y, size_t count) {
+    take_turn();
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) y[i] = gate[i] * sigmoid(gate[i]) * up[i];
 }
 
 // The same in fours, to halves; count is a multiple of 4.
 KERNEL void swiglu_halves(const float4* gate, const float4* up, uint2* y, size_t count) {
+    take_turn();
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (4 * i >= count) return;
     const float4 g = gate[i], u = up[i];
@@ -87,49 +93,63 @@ KERNEL void swiglu_halves(const float4* gate, const float4* up, uint2* y, size_t
 
 // y (n, d) += bias (d,), for products that a library made. Grid (columns by 256, n).
 KERNEL void add_bias(float* y, const float* bias, int d) {
+    take_turn();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < d) y[(size_t)blockIdx.y * d + i] += bias[i];
 }
 
 // Floats to half precision for the matrix units, four at a time; count is a multiple of 4.
 KERNEL void halve(const float4* x, uint2* y, size_t count) {
+    take_turn();
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (4 * i >= count) return;
     const float4 v = x[i];
     y[i] = make_uint2(to_halves(v.x, v.y), to_halves(v.z, v.w));
 }
 
-// rope: x (n, h, k), cos and sin (.., pairs) from row ``start`` on -> y. A thread for each pair or feature left alone.
+// rope: x (n, h, k), cos and sin (.., pairs) from row ``start`` on -> y. Grid (threads of a token by 256, n): a thread
+// for each pair, or for a feature that is left alone.
 KERNEL void rope(const float* x, const float* cos, const float* sin, float* y, const int* position, int start,
-                 int count, int n_head, int k, int pairs, int neighbours) {
+                 int n_head, int k, int pairs, int neighbours) {
+    take_turn();
     const int i = blockIdx.x * blockDim.x + threadIdx.x, each = k - pairs;  // threads for each head
-    if (i >= count * n_head * each) return;
-    const int head = i / each, j = i % each;  // of all n * h
-    const size_t at = (size_t)head * k;
+    if (i >= n_head * each) return;
+    const int head = i / each, j = i - head * each;
+    const size_t at = ((size_t)blockIdx.y * n_head + head) * k;
     if (j >= pairs) {
         y[at + j + pairs] = x[at + j + pairs];
         return;
     }
     const int first = neighbours ? 2 * j : j, second = neighbours ? 2 * j + 1 : j + pairs;
-    const size_t row = (size_t)(filled(position, start) + head / n_head) * pairs + j;
+    const size_t row = (size_t)(filled(position, start) + blockIdx.y) * pairs + j;
     const float a = x[at + first], b = x[at + second], c = cos[row], s = sin[row];
     y[at + first] = a * c - b * s;
     y[at + second] = a * s + b * c;
 }
 
 // extend: rows of keys and values (n, g, k) into what is held of them (g, n_ctx, k), from place ``start`` on. Grid
-// (numbers of a row by 1024, n, 2), 256 threads.
+// (numbers of a row by 1024, n, 2), 256 threads. Four numbers a thread, of one head if k is a multiple of 4.
 KERNEL void extend(const float* k_rows, const float* v_rows, void* k_held, void* v_held, const int* position,
                    int start, int n_head, int n_ctx, int k, int half) {
+    take_turn();
     const float* rows = (blockIdx.z ? v_rows : k_rows) + (size_t)blockIdx.y * n_head * k;
     void* held = blockIdx.z ? v_held : k_held;
     const size_t place = filled(position, start) + blockIdx.y;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const int i = blockIdx.x * 1024 + j * 256 + threadIdx.x;
-        if (i < n_head * k) store(held, ((size_t)(i / k) * n_ctx + place) * k + i % k, rows[i], half);
+    const int i = 4 * (blockIdx.x * 256 + threadIdx.x), head = i / k;
+    if (i >= n_head * k) return;
+    const size_t to = ((size_t)head * n_ctx + place) * k + i - head * k;
+    if (k % 4 == 0 && (size_t)rows % 16 == 0) {
+        const float4 v = *(const float4*)(rows + i);
+        if (half) *(uint2*)((half_t*)held + to) = make_uint2(to_halves(v.x, v.y), to_halves(v.z, v.w));
+        else *(float4*)((float*)held + to) = v;
+        return;
     }
+    for (int j = i; j < min(i + 4, n_head * k); j++)
+        store(held, ((size_t)(j / k) * n_ctx + place) * k + j % k, rows[j], half);
 }
 
 // move: the device's own count of places.
-KERNEL void move(int* position, int n) { *position += n; }
+KERNEL void move(int* position, int n) {
+    take_turn();
+    *position += n;
+}
