@@ -1,0 +1,50 @@
+"""Products wider than a slice of columns, and the softmax of rows that do not fill whole vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.ops.test_parity import close, kind_of_linear, tensor
+from tinyllava.ops import select
+from tinyllava.ops.numba_linear import SLICE
+from tinyllava.ops.numba_softmax import exponentials, largest, pad
+
+RNG = np.random.default_rng(0)
+TRUTH, NUMBA = select("numpy", dtype="float64"), select("numba", threads=2)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "d_in"),
+    [("F16", SLICE + 76), ("BF16", 3 * SLICE), ("Q4_0", SLICE + 32), ("Q8_0", 2 * SLICE + 96), ("Q4_K", 5 * 256)],
+)
+def test_a_product_of_several_slices(kind: str, d_in: int, with_bias: bool) -> None:
+    weight, x = tensor(kind, 37, d_in), RNG.standard_normal((11, d_in)).astype(np.float32)
+    bias = RNG.standard_normal(37).astype(np.float32) if with_bias else None
+    truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias)
+    close(kind_of_linear(kind, NUMBA, 11), NUMBA.linear(x, NUMBA.matrix(weight), bias), truth)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 40])
+def test_exponentials_of_a_padded_row(n: int) -> None:
+    row = np.full(48, 7.0, np.float32)
+    row[:n] = x = RNG.standard_normal(n).astype(np.float32) * 10
+    at, padded = row.ctypes.data, -(-n // 16) * 16
+    pad(at, n, padded)
+    highest = largest(at, padded, np.float32(-np.inf))
+    assert highest == x.max()
+    total = exponentials(at, padded, highest)
+    truth = np.exp((x - x.max()).astype(np.float64))  # the difference itself is rounded to float32
+    np.testing.assert_allclose(row[:n], truth, rtol=3e-7)
+    np.testing.assert_allclose(total, truth.sum(), rtol=1e-6)
+    assert (row[n:padded] == 0).all() and (row[padded:] == 7).all()
+
+
+def test_what_is_far_below_the_largest_is_nothing_and_a_nan_spoils_the_sum() -> None:
+    row = np.zeros(16, np.float32)
+    row[3], row[5] = -100.0, -np.inf
+    assert exponentials(row.ctypes.data, 16, np.float32(0.0)) == 14.0
+    assert row[3] == row[5] == 0.0
+    row[2] = np.nan
+    assert np.isnan(exponentials(row.ctypes.data, 16, np.float32(1.0)))
