@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo-llava": ("demo_answers", "make_original", ()),
     "demo-hf": ("demo_answers", "make_hf", ()),
     "hub-prompts": ("torch_answers", "make_hub_ids", ("tokenizer_model",)),
+    "roofline-cpu": ("roofline", "make", ()),
     "accuracy": ("accuracy", "make", ("folder",)),
     "smollm-vocab": ("vocabularies", "make_smollm", ("gguf",)),
 }
