@@ -3,9 +3,9 @@
     python -m golden.make roofline-cpu      writes roofline-cpu.json; nothing else may run meanwhile
 
 A row: op, format, shape, bytes that must come from memory, operations, seconds (the best of REPEAT), GB/s and
-GOP/s achieved. The limits of the same machine: reading, measured over 512 MiB with each thread on a half of its own; and
-what its instructions allow in 10^9 cycles: with AVX-512 VNNI, 128 operations on bytes a cycle and a thread, or 32
-on floats.
+GOP/s achieved. The limits of the same machine: reading, measured over 512 MiB with each thread on a half of its
+own; and what its instructions allow in 10^9 cycles: with AVX-512 VNNI, 128 operations on bytes a cycle and a
+thread, or 32 on floats.
 """
 
 from __future__ import annotations
