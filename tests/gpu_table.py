@@ -22,7 +22,7 @@ def table(path: Path = RESULTS) -> str:
 
 def _times(rows: list[Row]) -> str:
     """Without ``peer_s``, transformers was not measured. The share is the least time there could be over ours."""
-    lines = [["step", "tinyllava, ms", "transformers, ms", "times as fast", "reached", "of the card's"]]
+    lines = [["step", "tinyllava, ms", "transformers in float16, ms", "times as fast", "reached", "of the card's"]]
     for row in rows:
         own, peer = row["ours_s"], row.get("peer_s")
         times = [_number(value and 1e3 * value, 2) for value in (own, peer)]
