@@ -19,7 +19,7 @@ RESULTS = {
     "memory": [{"what": "7B Q4_K_M", "file_bytes": 4_000_000_000, "device_bytes": 4_100_000_000}],
 }
 TABLE = """\
-| step | tinyllava, ms | transformers, ms | times as fast | reached | of the card's |
+| step | tinyllava, ms | transformers in float16, ms | times as fast | reached | of the card's |
 |---|---|---|---|---|---|
 | one token | 4.00 | 54.00 | 13.50 | 3.28 TB/s | 80 % |
 | prompt, 34B | 1,500.00 | – | – | 352 TFLOP/s | 50 % |
