@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu.models import RandomTensor, random_file
 from tests.true_shapes import Shape
-from tinyllava.errors import UsageError
+from tinyllava.errors import ContextError, UsageError
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
@@ -143,3 +143,25 @@ def test_a_recorded_step_is_the_step(ftype: str, ops: Ops) -> None:
     found = error(once.astype(np.float64), unembed(hidden, truth, TRUTH)[49:])
     print(ftype, found)
     assert found < (2e-5 if ftype == "F32" else 2e-3)  # half precision where many tokens are multiplied
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_a_full_cache_refuses_a_step_and_then_goes_on(room: int, ops: Ops) -> None:
+    """Whether the step runs, is recorded or is replayed when the cache is full."""
+    file: Any = random_file(SMALL, "Q4_K_M")
+    config = read_config(file)
+    llama, cache = load_llama(file, config, ops), KVCache(config, 4 + room, ops)
+    forward(embed([1, 2, 3, 4], llama, ops), llama, cache, ops)
+
+    def read(ids: list[int]) -> Any:
+        return unembed(forward(embed(ids, llama, ops), llama, cache, ops), llama, ops)
+
+    step = ops.repeat(read)
+    for token in range(room):
+        step([token])
+    with pytest.raises(ContextError, match=f"{5 + room} tokens; wanted at most {4 + room}"):
+        step([7])
+    cache.truncate(4)
+    again = ops.numpy(step([7])).copy()
+    cache.truncate(4)
+    np.testing.assert_array_equal(again, ops.numpy(read([7])))

@@ -73,6 +73,7 @@ class Replay:
         return all(position.value + n <= position.limit for position, n in self.moves)
 
     def _record(self) -> None:
+        self.moves = []
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             self.ops.recording = self.moves
@@ -83,4 +84,5 @@ class Replay:
             finally:
                 self.ops.recording = None
                 self.ops.kernels.overlap = False
-                self.graph = self.stream.end_capture()
+                graph = self.stream.end_capture()
+        self.graph = graph  # not if the step has failed

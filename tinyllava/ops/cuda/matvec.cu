@@ -2,8 +2,8 @@
 //
 // The time is that of reading W once. A warp makes ROWS outputs at a time: its lanes read pieces of 16 bytes side by
 // side, a few STEPS of 32 pieces at once and always one such group ahead of the arithmetic, and add up their shares at
-// the end. Small integers are multiplied as integers,
-// four at a time (dp4a): x is written, for each unit of 16 numbers, as
+// the end. Small integers are multiplied as integers, four at a time (dp4a): x is written, for each unit of 16
+// numbers, as
 //
 //     x[i] = scale * (256 * high[i] + low[i]),      high -128..127, low 0..255, |256 high + low| <= 32767,
 //
