@@ -120,6 +120,24 @@ def test_linear(kind: str, n: int, ops: Ops) -> None:
     close(kind_of_linear(kind, ops, n), call("linear", ops, x, ops.matrix(weight), bias), truth)
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q4_K", "Q6_K"])
+def test_a_huge_number_does_not_cost_its_neighbours_their_digits(kind: str) -> None:
+    ops, weight = selected("numba", 2), tensor(kind, 37, 1024)
+    bias = RNG.standard_normal(37).astype(np.float32)
+    calm = RNG.standard_normal((5, 1024)).astype(np.float32)
+    huge = calm.copy()
+    huge[[1, 3], [77, 400]] = 1000.0, -3000.0
+
+    def errors(x: np.ndarray) -> np.ndarray:
+        truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias.astype(np.float64))
+        return np.linalg.norm(ops.linear(x, ops.matrix(weight), bias) - truth, axis=1)
+
+    before, after = errors(calm), errors(huge)
+    np.testing.assert_allclose(after[[0, 2, 4]], before[[0, 2, 4]], rtol=1e-4)
+    # Alone, a number is its block's largest and rounded to 127 steps exactly; what is left is float32's rounding.
+    assert (after[[1, 3]] < 1.5 * before[[1, 3]]).all()
+
+
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_linears_are_linear_with_each(n: int, ops: Ops) -> None:
     x, bias = (ops.array(RNG.standard_normal(shape)) for shape in ((n, 512), (37,)))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
     from tinyllava.ops import Matrix, Position
 
+HUGE = 20.0  # times the root mean square of its row: a number that is multiplied apart from the others
 DOT_TOKENS = 2  # up to this many tokens are multiplied one by one
 TILE_BYTES = 400_000  # of a panel's tiles: they stay in the second-level cache (1 MiB a core, and less elsewhere)
 ITEM_BYTES = 1 << 16  # of weights that a thread reads at a time when decoding
@@ -85,8 +86,32 @@ class NumbaOps(NumpyOps):
     def _multiply(self, x: Array, layers: Layers) -> list[Array]:
         """x (..., d_in) @ W^T + b -> (..., d_out) for each W."""
         rows = floats(x.reshape(-1, x.shape[-1]))  # (n, d_in)
-        answers = self._dots(rows, layers) if len(rows) <= DOT_TOKENS else self._products(rows, layers)
+        answers = self._dots(rows, layers) if len(rows) <= DOT_TOKENS else self._in_two_parts(rows, layers)
         return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in answers]
+
+    def _in_two_parts(self, x: Array, layers: Layers) -> list[Array]:
+        """x (n, d_in) @ W^T + b -> (n, d_out) for each W; rows with huge numbers as the sum of two rows.
+
+        Among numbers rounded to 8 bits, one that is huge takes the digits of its 31 neighbours. LLaMA has such
+        numbers, in few tokens and features (Sun et al. 2024, "Massive Activations"): they get a row of their own.
+        """
+        if not any(isinstance(w, BlockMatrix) and LAYOUTS[w.layout].word_bytes == 1 for w, _ in layers):
+            return self._products(x, layers)
+        (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, ITEM_NUMBERS // x.shape[1])
+        self.team.run(rowwise.peaks, -(-n // step), address(x), address(peaks), n, d, step)
+        rows = np.flatnonzero(peaks > HUGE**2)
+        if not len(rows):
+            return self._products(x, layers)
+        x = np.concatenate([x, x[rows]])  # (n + n_rows, d_in)
+        usual = x[n:] ** 2 <= HUGE**2 * np.mean(x[n:] ** 2, axis=1, keepdims=True)  # (n_rows, d_in)
+        x[n:][usual] = 0  # the huge numbers alone
+        x[rows] -= x[n:]
+        without_bias: Layers = [(w, None) for w, _ in layers]
+        answers = []
+        for y, (_, bias) in zip(self._products(x, without_bias), layers, strict=True):
+            y[rows] += y[n:]
+            answers.append(y[:n] if bias is None else y[:n] + bias)
+        return answers
 
     def _dots(self, x: Array, layers: Layers) -> list[Array]:
         """x (n, d_in) @ W^T + b -> (n, d_out) for each W, one token after the other."""

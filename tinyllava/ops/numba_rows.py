@@ -58,6 +58,21 @@ def sigmoid(x: float) -> float:
 
 
 @job
+def peaks(args: int, item: int, _who: int) -> None:
+    """x, y, n rows, d columns, rows for each item: y[t] = a row's largest square over the mean of its squares."""
+    a = numbers_at(args)
+    n, d = a[2], a[3]
+    x, y = floats_at(a[0], n, d), floats_at(a[1], 1, n)[0]
+    for t in range(item * a[4], min(n, (item + 1) * a[4])):
+        squares, largest = np.float32(0.0), np.float32(0.0)
+        for i in range(d):
+            square = x[t, i] * x[t, i]
+            squares += square
+            largest = max(largest, square)
+        y[t] = largest * np.float32(d) / squares if squares > 0 else np.float32(0.0)
+
+
+@job
 def rms_norm(args: int, item: int, _who: int) -> None:
     """x, weight, y, n rows, d columns, eps, rows for each item."""
     a = numbers_at(args)
