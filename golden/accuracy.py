@@ -4,6 +4,8 @@ The truth is the reference in float64 on the file's own weights, by the formula 
 that only rounding differs. The error is the 2-norm of the difference over that of the truth: of the logits after
 each of 200 random tokens (their mean taken away, which changes no probability), or of a picture's embeddings.
 
+FOLDER also holds smollm2.gguf, a real model (see golden/fetch.py), which reads 200 tokens of English.
+
     python -m golden.accuracy FOLDER         writes the files, and our errors; where Numba is installed
     python -m golden.make accuracy FOLDER    llama.cpp's errors on them; where llama-cpp-python is
 """
@@ -29,7 +31,9 @@ LANGUAGE_TYPES = (
 VISION_TYPES = ("F16", "Q8_0", "Q5_1", "Q4_0")
 BY_GGUF = ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # written by gguf-py, the others by us
 SPEC, TOWER = LANGUAGE["llama_gqa"], VISION["clip_15"]
-CASES = [*(f"text {name}" for name in LANGUAGE_TYPES), *(f"picture {name}" for name in VISION_TYPES)]
+REAL = "real Q4_1"
+CASES = [*(f"text {name}" for name in LANGUAGE_TYPES), *(f"picture {name}" for name in VISION_TYPES), REAL]
+TITLES = {"text": "language model", "picture": "image encoder", "real": "SmolLM2-135M"}
 IDS = np.random.RandomState([1, SPEC.seed]).randint(0, SPEC.n_vocab, 200).tolist()  # frozen by NEP 19
 PICTURE = picture(TOWER.image_size, TOWER.image_size)
 TOLERANCE = "none: a fast mode of ours must not be further from the truth than llama.cpp is"
@@ -37,15 +41,25 @@ TOLERANCE = "none: a fast mode of ours must not be further from the truth than l
 Values = np.ndarray[Any, Any]
 
 
+def ids_of(case: str) -> list[int]:
+    """The 200 tokens that a language model reads: random, or the text of golden/smollm2.npz."""
+    if case != REAL:
+        return IDS
+    with np.load(FOLDER / "smollm2.npz") as stored:
+        return [int(i) for i in stored["ids"][:200]]
+
+
 def path_of(folder: str | Path, case: str) -> Path:
     """Where a case's model file stands."""
-    return Path(folder) / f"{case.replace(' ', '-')}.gguf"
+    return Path(folder) / ("smollm2.gguf" if case == REAL else f"{case.replace(' ', '-')}.gguf")
 
 
 def write_case(folder: str | Path, case: str) -> Path:
-    """The model file of a case."""
+    """The model file of a case. A real model's must be there."""
     what, dtype = case.split()
     path = path_of(folder, case)
+    if what == "real":
+        return path
     if what == "picture":
         write_mmproj(path, TOWER, dtype)
     elif dtype in BY_GGUF:
@@ -58,8 +72,8 @@ def write_case(folder: str | Path, case: str) -> Path:
 
 def compute(path: Path, case: str, **settings: Any) -> Values:
     """What one of our backends makes of the file."""
-    if case.startswith("text"):
-        logits = np.asarray(tinyllava.load(path, **settings).logits(IDS))
+    if not case.startswith("picture"):
+        logits = np.asarray(tinyllava.load(path, **settings).logits(ids_of(case)))
         return logits - logits.mean(axis=1, keepdims=True)
     llava = tinyllava.load(mmproj=path, compat="mtmd", **settings)
     return np.asarray(llava.encode_pixels(PICTURE))
@@ -97,8 +111,7 @@ def table() -> str:
     for case in CASES:
         what, dtype = case.split()
         own, peer = found[case]["ours"], found[case]["llama.cpp"]
-        title = "language model" if what == "text" else "image encoder"
-        lines.append(f"| {title}, {dtype} | {own:.1e} | {peer:.1e} | {own / peer:.2f} |")
+        lines.append(f"| {TITLES[what]}, {dtype} | {own:.1e} | {peer:.1e} | {own / peer:.2f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from golden.accuracy import CASES, IDS, PICTURE, TOWER, Values, error, path_of, truth_of, update
+from golden.accuracy import CASES, PICTURE, TOWER, Values, error, ids_of, path_of, truth_of, update
 from golden.makers.llama_cpp_logits import Model
 from golden.makers.mtmd import Mtmd
 from golden.manifest import versions
@@ -19,9 +19,9 @@ def make(folder: str) -> None:
 
 def peer(folder: str, path: Path, case: str) -> Values:
     """llama.cpp's answer."""
-    if case.startswith("text"):
+    if not case.startswith("picture"):
         model = Model(path, exact=False)
-        logits = model.logits(IDS)
+        logits = model.logits(ids_of(case))
         model.close()
         return logits - logits.mean(axis=1, keepdims=True)
     mtmd = Mtmd(folder, TOWER, case.split()[1])
