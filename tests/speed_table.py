@@ -53,7 +53,7 @@ def _source(found: dict[str, Any]) -> str:
     versions = [about["versions"] for name, about in found["versions"].items() if name != "tinyllava"]
     programs = ", ".join(f"{name} {text}" for program in versions for name, text in program.items())
     turns = sorted({len(row["pairs"]) for row in found["rows"] if "own_s" in row})
-    medians = " or ".join(map(str, turns))
+    medians = " to ".join(map(str, sorted({turns[0], turns[-1]})))
     return (
         f"{found['cpu']}, {found['threads']} threads, {found['date']}; medians of {medians} turns. {programs}; "
         "all with their defaults."
