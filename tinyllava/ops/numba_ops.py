@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tinyllava.ops import Matrix, Position
 
 HUGE = 20.0  # times the root mean square of its row: a number that is multiplied apart from the others
+FEW = 2  # rows that may have one, or a sixteenth of all
 DOT_TOKENS = 2  # up to this many tokens are multiplied one by one
 TILE_BYTES = 400_000  # of a panel's tiles: they stay in the second-level cache (1 MiB a core, and less elsewhere)
 ITEM_BYTES = 1 << 16  # of weights that a thread reads at a time when decoding
@@ -94,13 +95,14 @@ class NumbaOps(NumpyOps):
 
         Among numbers rounded to 8 bits, one that is huge takes the digits of its 31 neighbours. LLaMA has such
         numbers, in few tokens and features (Sun et al. 2024, "Massive Activations"): they get a row of their own.
+        Where many rows have one, they are the long tail of all numbers: that costs more time than it gains.
         """
         if not any(isinstance(w, BlockMatrix) and LAYOUTS[w.layout].word_bytes == 1 for w, _ in layers):
             return self._products(x, layers)
         (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, ITEM_NUMBERS // x.shape[1])
         self.team.run(rowwise.peaks, -(-n // step), address(x), address(peaks), n, d, step)
         rows = np.flatnonzero(peaks > HUGE**2)
-        if not len(rows):
+        if not 0 < len(rows) <= max(FEW, n // 16):
             return self._products(x, layers)
         x = np.concatenate([x, x[rows]])  # (n + n_rows, d_in)
         usual = x[n:] ** 2 <= HUGE**2 * np.mean(x[n:] ** 2, axis=1, keepdims=True)  # (n_rows, d_in)
