@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import tinyllava
+from golden import manifest
 from tests.gpu import own, peer
 from tests.gpu.models import YI_34B, random_file, random_mmproj
 from tests.true_shapes import LLAMA_7B
@@ -184,11 +185,23 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def note(path: Path, about: dict[str, str]) -> None:
+    """The manifest's entry of golden/speed-gpu.json."""
+    packages = {name: about[name] for name in ("cupy", "numpy", "torch", "transformers")}
+    manifest.record(path, "", packages, "none: times and errors of one run on the card it names")
+    entries = json.loads(manifest.MANIFEST.read_text(encoding="utf-8"))
+    entries[path.name]["command"] = f"python -m tests.gpu golden/{path.name}"
+    manifest.MANIFEST.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Run all, print the table, write the file that was asked for."""
     found = run()
     if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path = Path(sys.argv[1])
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if path.resolve().parent == manifest.FOLDER:
+            note(path, found["about"])
     rest = {key: value for key, value in found.items() if key not in ("about", "steps")}
     print(json.dumps(rest, indent=1))
     print(table(found))
