@@ -19,23 +19,15 @@ import torch
 import transformers
 from torch import nn
 
+from golden.models import halves_from_pairs, hf_name
 from tinyllava.language.config import read_config
+from tinyllava.study.peer_torch import llama_settings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WARM_UP, REPEAT = 3, 10
 
-# GGUF's names in a block -> transformers'
-LLAMA = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+# GGUF's names in a block of the tower -> transformers'. These random files call the MLP's layers by what they do;
+# names.py's table of files in the wild does not.
 CLIP = {
     "ln1": "layer_norm1",
     "ln2": "layer_norm2",
@@ -68,16 +60,8 @@ class Eye(nn.Module):
 def language(file: Any, dtype: torch.dtype = torch.float16) -> Any:
     """The language model of a file, opened or random, on the card."""
     c = read_config(file)
-    config = transformers.LlamaConfig(
-        vocab_size=c.n_vocab,
-        hidden_size=c.n_embd,
-        intermediate_size=c.n_ff,
-        num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_head_kv,
-        head_dim=c.head_dim,
-        max_position_embeddings=c.n_ctx_train,
-        rms_norm_eps=c.norm_eps,
+    config = llama_settings(
+        c,
         rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
         tie_word_embeddings="output.weight" not in file.tensors,
         bos_token_id=None,
@@ -87,14 +71,9 @@ def language(file: Any, dtype: torch.dtype = torch.float16) -> Any:
     model = empty(transformers.LlamaForCausalLM, config, dtype)
     copies: dict[Any, torch.Tensor] = {}
     for name, tensor in file.tensors.items():
-        head, *rest = name.split(".")
-        if head == "blk":
-            own = f"model.layers.{rest[0]}.{LLAMA[rest[1]]}.{rest[2]}"
-            turned = {"attn_q": c.n_head, "attn_k": c.n_head_kv}.get(rest[1], 0) if c.rope_kind == "norm" else 0
-        else:
-            own = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}[head]
-            own, turned = f"{own}.weight", 0
-        fill(model, own, tensor, turned, copies)
+        heads = {"attn_q": c.n_head, "attn_k": c.n_head_kv}.get(name.split(".")[-2], 0)
+        turned = heads if c.rope_kind == "norm" else 0
+        fill(model, hf_name(name), tensor, turned, copies)
     return exact(model, c) if dtype == torch.float64 else model
 
 
@@ -156,7 +135,7 @@ def fill(model: nn.Module, name: str, tensor: Any, n_turned: int = 0, copies: An
         return
     values = tensor.dequantize()
     if n_turned:
-        values = values.reshape(n_turned, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        values = halves_from_pairs(values, n_turned)
     into.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(DEVICE).reshape(into.shape))
     if copies is not None and key is not None:
         copies[key] = into

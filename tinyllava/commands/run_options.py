@@ -95,7 +95,7 @@ _SAMPLING: list[tuple[str, Callable[[str], Any], str]] = [
 _LIMITS: list[tuple[str, Callable[[str], Any], str]] = [
     ("-n --n-predict --predict", whole, "most tokens in the answer; -1: until it ends (default 512)"),
     ("-c --ctx-size", whole, "most tokens in all; 0: what the model was made for (default)"),
-    ("-b --batch-size", whole, "tokens of the prompt processed at once (default 512)"),
+    ("-b --batch-size", whole, "tokens of the prompt processed at once (default 512; 1536 on a GPU)"),
     ("-t --threads", whole, "threads (default: the physical cores)"),
     ("-ngl --n-gpu-layers --gpu-layers", gpu_layers, "layers on the GPU; 99 or all: all (default: what fits)"),
 ]

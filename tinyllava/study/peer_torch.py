@@ -94,8 +94,9 @@ def _filled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _llama(config: LlamaConfig) -> Any:
-    settings = transformers.LlamaConfig(
+def llama_settings(config: LlamaConfig, **more: Any) -> Any:
+    """transformers' config for a model of these sizes."""
+    return transformers.LlamaConfig(
         vocab_size=config.n_vocab,
         hidden_size=config.n_embd,
         intermediate_size=config.n_ff,
@@ -105,7 +106,12 @@ def _llama(config: LlamaConfig) -> Any:
         head_dim=config.head_dim,
         max_position_embeddings=config.n_ctx_train,
         rms_norm_eps=config.norm_eps,
+        **more,
     )
+
+
+def _llama(config: LlamaConfig) -> Any:
+    settings = llama_settings(config)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(settings)
     model = _filled(model)
