@@ -10,7 +10,9 @@ from PIL import Image
 import tinyllava
 from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
 from golden.pictures import picture
+from tests.study.explained import make, make_files
 from tinyllava.llava import LLaVA
+from tinyllava.study.explain import Explanation
 
 
 class Pairs:
@@ -42,3 +44,13 @@ class Pairs:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     return Pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_files(tmp_path_factory.mktemp("explain"))
+
+
+@pytest.fixture(scope="module", params=["clip_15", "clip_16"])
+def explained(request: pytest.FixtureRequest, folder: Path) -> Explanation:
+    return make(folder, request.param)

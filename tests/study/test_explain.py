@@ -14,7 +14,7 @@ from PIL import Image
 
 import tinyllava
 from golden.pictures import picture
-from tests.study.explained import Page, make, make_files
+from tests.study.explained import Page, make
 from tinyllava import cli
 from tinyllava.errors import UsageError
 from tinyllava.files.gguf import n_parameters, open_gguf
@@ -31,16 +31,6 @@ from tinyllava.vision.anyres import merge
 from tinyllava.vision.clip import split_patches
 
 GREEDY = Sampling(temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(tmp_path_factory.mktemp("explain"))
-
-
-@pytest.fixture(scope="module", params=["clip_15", "clip_16"])
-def explained(request: pytest.FixtureRequest, folder: Path) -> Explanation:
-    return make(folder, request.param)
 
 
 @pytest.fixture(scope="module")

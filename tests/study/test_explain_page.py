@@ -12,21 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.study.explained import EVIL, Page, make, make_files
+from tests.study.explained import EVIL, Page, make
 from tinyllava.study.explain import Explanation
 from tinyllava.study.explain_colour import TO_CONES, TO_RGB, ramp
 from tinyllava.study.explain_figures import tick_places
 from tinyllava.study.explain_page import as_json, first_shown, render, visible, write_page
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(tmp_path_factory.mktemp("explain"))
-
-
-@pytest.fixture(scope="module", params=["clip_15", "clip_16"])
-def explained(request: pytest.FixtureRequest, folder: Path) -> Explanation:
-    return make(folder, request.param)
 
 
 def test_nothing_from_prompt_tokens_or_metadata_breaks_out(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import tinyllava
 from golden.pictures import picture
-from tests.study.explained import Page, make_files
+from tests.study.explained import Page
 from tinyllava import cli
 from tinyllava.generate import Stream
 from tinyllava.study.explain import Explanation, explain, picture_columns
@@ -21,11 +21,6 @@ from tinyllava.trace import Recorder
 
 SIZES = [(100, 60), (40, 56)]
 PROMPT = "First <image> then <image> which?"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_files(tmp_path_factory.mktemp("several"))
 
 
 @pytest.fixture(scope="module", params=["clip_15", "clip_16"])
