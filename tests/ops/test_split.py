@@ -69,6 +69,15 @@ def test_two_teams_of_threads_share_a_model(n_device: int, files: dict[str, Path
     np.testing.assert_array_equal(logits(files["llama_gqa"], [5, 6, 7, 8], 3, shared), alone)
 
 
+def test_a_shared_step_is_repeated_as_it_is() -> None:
+    """The host would record its own half alone."""
+
+    def step(ids: list[int]) -> Any:
+        return ids
+
+    assert split(select("numba"), FarNumba(1), n_layer=3, n_device=2).repeat(step) is step
+
+
 def test_each_block_is_where_llama_cpp_would_put_it() -> None:
     """By hand: of 4 blocks, 3 are the last three; 5 are all of them and the head, 4 are all but the head."""
     host, device = select("numpy"), FarNumpy()

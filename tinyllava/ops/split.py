@@ -10,6 +10,7 @@ the output head as one more. With the head goes all the rest, so then there is n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -45,6 +46,10 @@ class Split:
     def numpy(self, values: Array) -> Array:
         """An array of either backend in NumPy, so that a tap need not know who made it."""
         return values if type(values) is np.ndarray else self.device.numpy(values)
+
+    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+        """``step``: neither backend knows what the other does in it."""
+        return step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.host, name)
