@@ -38,6 +38,39 @@ def test_helpers_that_fell_asleep_come_back() -> None:
     assert (counts == 3).all()
 
 
+@job
+def shift(args: int, item: int, _who: int) -> None:
+    """y[item] = 2 x[item] + step: whether it ran before or after another such job shows."""
+    a = team.numbers_at(args)
+    x, y = team.floats_at(a[0], 1, a[2])[0], team.floats_at(a[1], 1, a[2])[0]
+    y[item] = np.float32(2.0) * x[item] + np.float32(a[3])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_script_is_its_jobs_in_order_each_time(size: int) -> None:
+    members, n = team.Team(size), 37
+    x, y, z = (np.zeros(n, np.float32) for _ in range(3))
+    at = [array.ctypes.data for array in (x, y, z)]
+    steps: list[list[team.Part]] = [
+        [(shift, n, (at[0], at[1], n, 1))],  # y = 2 x + 1
+        [(shift, n, (at[0], at[2], n, 5)), (shift, n, (at[1], at[1], n, 2))],  # z = 2 x + 5; y = 2 y + 2
+        [(shift, 0, ())],
+        [(shift, n, (at[1], at[0], n, 3))],  # x = 2 y + 3
+    ]
+    script, truth = team.Script(steps), np.arange(n, dtype=np.float32)
+    x[:] = truth
+    for i in range(3):
+        if i == 2 and size > 1:
+            time.sleep(0.5)  # time enough to fall asleep
+        others: list[team.Part] = [(shift, n, (at[1], at[1], n, 0)), (shift, n, (at[1], at[2], n, 0))]
+        members.run_several(others)  # in the rooms that the script's jobs must not use
+        members.replay(script)
+        np.testing.assert_array_equal(z, 2 * truth + 5)
+        truth = 8 * truth + 11
+        np.testing.assert_array_equal(x, truth)
+    members.replay(team.Script([]))
+
+
 def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:
     rng = np.random.default_rng(1)
     q, k, v = (rng.standard_normal((70, 4, 40)).astype(np.float32) for _ in range(3))

@@ -12,11 +12,15 @@ not depend on the number of threads.
 All that threads say to each other stands in the ``board``, an array of int64:
 
     DONE        items finished                     JOB         address of the compiled function
-    ASLEEP      helpers that wait for ``wake``     ARGUMENTS   the job's numbers
-    STOP        helpers shall return
+    ASLEEP      helpers that wait for ``wake``     WHERE       address of its arguments
+    STOP        helpers shall return               ARGUMENTS   room for them
     TICKETS     one for each thread: the end of its run << 32 | its next item; taking one is an atomic + 1
 
-A thread that has taken an item may read JOB and ARGUMENTS: they cannot change before its item is done.
+A thread that has taken an item may read JOB and WHERE: neither they nor what they point at can change before its
+item is done.
+
+Jobs that come again and again, always in the same order and with the same arguments, are written down once as a
+Script. A replay goes through it in compiled code; each job finds its arguments where the script holds them.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from tinyllava.ops.compiled import Job, job, kernel
 from tinyllava.ops.simd import I32, I64, call, instruction
 
 DONE, ASLEEP, STOP, JOB, ARGUMENTS = 0, 8, 16, 24, 32  # in int64: each on its own cache line
+WHERE = JOB + 1  # read and written together with it
 MAX_ARGUMENTS = 24
 TICKETS = ARGUMENTS + MAX_ARGUMENTS
 ITEM_BITS = 32
@@ -148,17 +153,18 @@ def take_items(board: int, size: int, who: int) -> bool:
         while is_left(read_atomically(ticket)):
             taken = add_atomically(ticket, 1)
             if is_left(taken):
-                job = read_atomically(board + 8 * JOB)
-                call_job(job, board + 8 * ARGUMENTS, taken & ITEM_MASK, who)
+                job, where = read_atomically(board + 8 * JOB), read_atomically(board + 8 * WHERE)
+                call_job(job, where, taken & ITEM_MASK, who)
                 add_atomically(board + 8 * DONE, 1)
                 found = True
     return found
 
 
 @kernel
-def lead(board: int, size: int, job: int, n_items: int) -> int:
+def lead(board: int, size: int, job: int, n_items: int, where: int) -> int:
     """Put a job of n_items on the board, help with it, wait for the rest. Returns the number of sleepers."""
     write_atomically(board + 8 * JOB, job)
+    write_atomically(board + 8 * WHERE, where)
     write_atomically(board + 8 * DONE, 0)
     for who in range(size - 1, -1, -1):
         first, end = (n_items * who + size - 1) // size, (n_items * (who + 1) + size - 1) // size
@@ -167,6 +173,16 @@ def lead(board: int, size: int, job: int, n_items: int) -> int:
     while read_atomically(board + 8 * DONE) < n_items:
         pause()
     return read_atomically(board + 8 * ASLEEP)
+
+
+@kernel
+def replay(board: int, size: int, table: int, n_jobs: int) -> int:
+    """Lead the jobs of a table one after the other: address, items, address of the arguments for each."""
+    sleepers = 0
+    for i in range(n_jobs):
+        entry = numbers_at(table + 24 * i)
+        sleepers = lead(board, size, entry[0], entry[1], entry[2])
+    return sleepers
 
 
 @kernel
@@ -202,6 +218,47 @@ def several(args: int, item: int, who: int) -> None:
 
 
 Part = tuple[Job, int, tuple[int, ...]]  # a job, how many items, its arguments
+Room = tuple[Any, int]  # for one job's arguments: an array of int64, and its address
+
+
+def rooms(n: int) -> list[Room]:
+    """Room for the arguments of n jobs."""
+    parts: Any = np.zeros((n, MAX_ARGUMENTS), np.int64)
+    return [(row, row.ctypes.data) for row in parts]
+
+
+def write(arguments: tuple[int, ...], room: Room) -> int:
+    """Put a job's arguments into a room. Returns where they stand."""
+    numbers, address = room
+    PACK[len(arguments)].pack_into(numbers, 0, *arguments)
+    return address
+
+
+def join(parts: list[Part], rooms: list[Room]) -> Part:
+    """Several jobs that do not wait for each other, at most MAX_PARTS, as one. Each needs one of the rooms."""
+    if len(parts) == 1:
+        return parts[0]
+    total, table = 0, [len(parts)]
+    for (one, n_items, arguments), room in zip(parts, rooms, strict=False):
+        table += total, one.address, write(arguments, room)
+        total += n_items
+    return several, total, tuple(table)
+
+
+class Script:
+    """Jobs in a row with their arguments, written down for :meth:`Team.replay`.
+
+    Each entry of ``steps`` is what :meth:`Team.run_several` would be given.
+    """
+
+    def __init__(self, steps: list[list[Part]]) -> None:
+        self.rooms = [rooms(len(parts) + 1) for parts in steps]  # held, as the table has their addresses
+        entries = []
+        for parts, (own, *others) in zip(steps, self.rooms, strict=True):
+            job, n_items, arguments = join(parts, others)
+            entries.append((job.address, n_items, write(arguments, own)))
+        self.table = np.array(entries, np.int64).reshape(-1, 3)
+        self.address = self.table.ctypes.data
 
 
 class Team:
@@ -211,10 +268,10 @@ class Team:
         self.size = size
         self.board = np.zeros(TICKETS + 8 * size + 8, np.int64)
         self.base = -(-self.board.ctypes.data // 64) * 64  # a cache line's start
-        start = (self.base - self.board.ctypes.data) // 8 + ARGUMENTS
-        self.arguments: Any = self.board[start : start + MAX_ARGUMENTS]
-        parts: Any = np.zeros((MAX_PARTS, MAX_ARGUMENTS), np.int64)
-        self._parts = [(row, row.ctypes.data) for row in parts]
+        start = (self.base - self.board.ctypes.data) // 8
+        self._asleep = self.board[start + ASLEEP : start + ASLEEP + 1]
+        self._room: Room = self.board[start + ARGUMENTS : start + TICKETS], self.base + 8 * ARGUMENTS
+        self._rooms = rooms(MAX_PARTS)
         self.wake = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._started = False
@@ -222,27 +279,34 @@ class Team:
     def run(self, job: Job, n_items: int, *arguments: int) -> None:
         """Call job for each item; returns when all are done. Arguments are whole numbers: addresses and sizes."""
         with self._lock:
-            if not self._started:
-                self._start()
-            PACK[len(arguments)].pack_into(self.arguments, 0, *arguments)
-            sleepers = lead(self.base, self.size, job.address, n_items)
-        for _ in range(sleepers):
-            self.wake.release()
+            self._start()
+            sleepers = lead(self.base, self.size, job.address, n_items, write(arguments, self._room))
+        self._wake(sleepers)
 
     def run_several(self, parts: list[Part]) -> None:
         """Call several jobs that do not wait for each other, at most MAX_PARTS, as one job."""
-        if len(parts) == 1:
-            job, n_items, arguments = parts[0]
-            self.run(job, n_items, *arguments)
-            return
-        total, table = 0, [len(parts)]
-        for (job, n_items, arguments), (room, address) in zip(parts, self._parts, strict=False):
-            PACK[len(arguments)].pack_into(room, 0, *arguments)
-            table += total, job.address, address
-            total += n_items
-        self.run(several, total, *table)
+        job, n_items, arguments = join(parts, self._rooms)
+        self.run(job, n_items, *arguments)
+
+    def replay(self, script: Script) -> None:
+        """Run the script's jobs, each when the one before it is done.
+
+        Sleepers are called before, as there is no other occasion until all is done, and those that fell asleep
+        meanwhile after it.
+        """
+        with self._lock:
+            self._start()
+            self._wake(int(self._asleep[0]))
+            sleepers = replay(self.base, self.size, script.address, len(script.table))
+        self._wake(sleepers)
+
+    def _wake(self, n: int) -> None:
+        for _ in range(n):
+            self.wake.release()
 
     def _start(self) -> None:
+        if self._started:
+            return
         self._started = True
         for who in range(1, self.size):
             what = self.board, self.base, self.size, who, self.wake
