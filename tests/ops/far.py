@@ -71,7 +71,7 @@ class FarNumpy(NumpyOps):
         return far(getattr(NumpyOps(self.dtype.name), op)(*plain, **settings))
 
 
-OPS = "embed linear layer_norm rms_norm activation swiglu rope attention attention_weights"
+OPS = "embed linear add layer_norm rms_norm activation swiglu rope attention attention_weights"
 for name in OPS.split():
     setattr(FarNumpy, name, partialmethod(FarNumpy._far, name))
 

@@ -186,6 +186,12 @@ def test_activations_by_hand() -> None:
     assert TRUTH.activation(one, "silu") == pytest.approx(0.7310585786300049)
 
 
+def test_add(ops: Ops) -> None:
+    for shape in ((1, 4), (3, 257), (7, 5, 4001)):
+        x, y = (RNG.standard_normal(shape).astype(np.float32) for _ in range(2))
+        np.testing.assert_array_equal(call("add", ops, x, y), x + y)
+
+
 def test_swiglu(ops: Ops) -> None:
     gate, up = RNG.standard_normal((4, 64)) * 5, RNG.standard_normal((4, 64))
     close("swiglu", call("swiglu", ops, gate, up), TRUTH.swiglu(gate, up))

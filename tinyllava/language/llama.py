@@ -90,9 +90,9 @@ def forward(x: Array, llama: Llama, cache: KVCache, ops: Ops, tap: Tap = NULL) -
         q = at("attn_q_rope", here.rope(q, cos, sin, config.rope_kind))
         k = at("attn_k_rope", here.rope(k, cos, sin, config.rope_kind))
         k, v = cache.append(i, k, v)  # (m, n_head_kv, head_dim) each
-        x = at("ffn_inp", x + attend(q, k, v, layer, here, at))  # (n, d)
+        x = at("ffn_inp", here.add(x, attend(q, k, v, layer, here, at)))  # (n, d)
         y = at("ffn_norm", here.rms_norm(x, layer.ffn_norm, config.norm_eps))
-        x = at("l_out", x + feed_forward(y, layer, here, at))  # (n, d)
+        x = at("l_out", here.add(x, feed_forward(y, layer, here, at)))  # (n, d)
     (x,) = hand_over(here, ops, x)
     cache.advance(len(x))
     return tap("result_norm", ops.rms_norm(x, llama.output_norm, config.norm_eps))  # (n, d)

@@ -212,7 +212,10 @@ class CupyOps:
         self.kernels.launch("halve", -(-x.size // 1024), 256, x, y, np.uint64(x.size))
         return y
 
-    # ---- norms and activations
+    # ---- sums, norms and activations
+
+    def add(self, x: Array, y: Array) -> Array:
+        return x + y
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         x = _floats(x)

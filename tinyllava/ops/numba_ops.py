@@ -216,7 +216,14 @@ class NumbaOps(NumpyOps):
             held = self._scratch[name] = np.empty(size + 64, np.uint8)
         return -(-address(held) // 64) * 64
 
-    # ---- norms and activations
+    # ---- sums, norms and activations
+
+    def add(self, x: Array, y: Array) -> Array:
+        assert x.shape == y.shape
+        x, y = floats(x), floats(y)
+        to, step = self._buffers.empty(*x.shape), _step(x.size)
+        self.team.run(rowwise.add, -(-x.size // step), address(x), address(to), x.size, step, address(y))
+        return to
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         x, w = floats(x), floats(weight)

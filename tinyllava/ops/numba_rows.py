@@ -106,7 +106,7 @@ def layer_norm(args: int, item: int, _who: int) -> None:
             y[t, i] = (x[t, i] - mean) * scale * w[i] + b[i]
 
 
-# ---- activations: x, y, how many numbers, numbers for each item
+# ---- activations and sums: x, y, how many numbers, numbers for each item
 #      Loops count from 0: Numba lets an index be negative, and LLVM must see that this one is not.
 
 
@@ -160,6 +160,15 @@ def swiglu(args: int, item: int, _who: int) -> None:
     x, y, up = part(a, 0, item), part(a, 1, item), part(a, 4, item)
     for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(x[i]) * up[i]
+
+
+@job
+def add(args: int, item: int, _who: int) -> None:
+    """x + other, of the same shape. Arguments: x, y, count, count for each item, other; y may be x."""
+    a = numbers_at(args)
+    x, y, other = part(a, 0, item), part(a, 1, item), part(a, 4, item)
+    for i in range(x.shape[0]):
+        y[i] = x[i] + other[i]
 
 
 ACTIVATIONS = {"gelu_erf": gelu_erf, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_quick, "silu": silu}

@@ -151,7 +151,11 @@ class NumpyOps:
         """``linear`` of the same x with each (weight, bias): one operation, so that work can be shared."""
         return [self.linear(x, weight, bias) for weight, bias in layers]
 
-    # ---- norms and activations
+    # ---- sums, norms and activations
+
+    def add(self, x: Array, y: Array) -> Array:
+        """x + y, of the same shape."""
+        return x + y
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
         """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016)."""

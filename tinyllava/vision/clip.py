@@ -131,9 +131,9 @@ def split_patches(pixels: npt.NDArray[Any], config: VisionConfig) -> npt.NDArray
 def run_block(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> Array:
     """x + attention(ln1(x)), then + mlp(ln2(...)): (n, n_embd) -> (n, n_embd), n = 1 + n_patches."""
     normed = tap("ln1", ops.layer_norm(x, w.ln1, w.ln1_bias, config.norm_eps))
-    x = tap("ffn_inp", x + attend(normed, w, config, ops, tap))
+    x = tap("ffn_inp", ops.add(x, attend(normed, w, config, ops, tap)))
     normed = tap("ln2", ops.layer_norm(x, w.ln2, w.ln2_bias, config.norm_eps))
-    return tap("l_out", x + mlp(normed, w, config, ops, tap))
+    return tap("l_out", ops.add(x, mlp(normed, w, config, ops, tap)))
 
 
 def attend(x: Array, w: Block, config: VisionConfig, ops: Ops, tap: Tap) -> Array:
