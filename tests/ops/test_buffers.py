@@ -37,6 +37,16 @@ def test_free_buffers_are_let_go_when_there_are_too_many() -> None:
     assert held.shape == (N,)
 
 
+def test_small_arrays_are_kept_too_if_asked_for() -> None:
+    buffers = Buffers(small_bytes=0)
+    first, other = buffers.empty(2, 3), np.empty((2, 3), np.float32)
+    where = address(first)
+    assert buffers.owns(first) and buffers.owns(first.reshape(6)[1:]) and not buffers.owns(other)
+    assert address(buffers.empty(5)) != where
+    del first
+    assert address(buffers.empty(5)) == where
+
+
 @given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=30))
 def test_live_arrays_never_share_memory(steps: list[tuple[int, bool]]) -> None:
     buffers, live = Buffers(), []

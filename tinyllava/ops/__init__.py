@@ -4,7 +4,8 @@ The forward passes (vision/clip.py, vision/projector.py, language/llama.py) take
 ``ops`` and know nothing else of it, so two backends can meet in one process and each model is written once.
 reference.py is the definition of every operation; the other backends are measured against it.
 
-Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing.
+Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing; in steps that are repeated,
+only what gives views: a backend that records a step records operations.
 
 Letters in the shapes: n tokens, d features, h heads, g kv heads, k head_dim.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +30,16 @@ UNUSED = references([np.empty(0, np.float32)])[0]  # that of a buffer that nobod
 class Buffers:
     """Float32 arrays of any shape, uninitialised."""
 
-    def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(self, keep_bytes: float = KEEP_BYTES, small_bytes: int = SMALL_BYTES) -> None:
         self._keep_bytes = keep_bytes
+        self._small_bytes = small_bytes
         self._held: list[npt.NDArray[np.float32]] = []
         self._lock = threading.Lock()
 
     def empty(self, *shape: int) -> npt.NDArray[np.float32]:
         """A new array. If no free buffer fits it and there are many, the free ones are let go."""
         size = math.prod(shape)
-        if 4 * size < SMALL_BYTES:
+        if 4 * size < self._small_bytes:
             return np.empty(shape, np.float32)
         with self._lock:
             counts = references(self._held)
@@ -49,3 +51,7 @@ class Buffers:
                 self._held = [buffer for buffer, count in held if count > UNUSED]
             self._held.append(np.empty(size, np.float32))
             return self._held[-1].reshape(shape)
+
+    def owns(self, x: npt.NDArray[Any]) -> bool:
+        """Whether x is a view of a buffer that is kept here."""
+        return any(x.base is buffer for buffer in self._held)

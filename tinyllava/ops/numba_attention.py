@@ -82,15 +82,21 @@ def rooms(at: int, width: int) -> Any:
     return q, o, k, v, rows, scores, rest[0], rest[1]
 
 
+@kernel
+def keys_of(a: Any) -> int:
+    """How many keys there are: a number, and what stands at an address, if one is given."""
+    return a[8] + (numbers_at(a[18])[0] if a[18] != 0 else 0)
+
+
 @job
 def attend_block(args: int, item: int, who: int) -> None:
     """One head of one block of queries.
 
     q, k, v, y, n, h, g, d, m, causal, is_half, bytes from key to key, from head to head, the same for values,
-    scratch, its size, queries of a block.
+    scratch, its size, queries of a block, an address whose number is added to m, or 0.
     """
     a = numbers_at(args)
-    n, n_head, d, m, causal, is_half = a[4], a[5], a[7], a[8], a[9], a[10] != 0
+    n, n_head, d, m, causal, is_half = a[4], a[5], a[7], keys_of(a), a[9], a[10] != 0
     n_blocks, one = (n + a[17] - 1) // a[17], np.float32(1.0)
     head, first = item // n_blocks, item % n_blocks * a[17]
     kv = head // (n_head // a[6])
@@ -231,11 +237,11 @@ def attend_head(q: int, keys: int, values: int, o: Any, a: Any, m: int, scores: 
 
 @job
 def attend_token(args: int, item: int, who: int) -> None:
-    """Some heads of one query. Arguments as attend_block's, and how many heads."""
+    """Some heads of one query. Arguments as attend_block's, but how many heads for its queries of a block."""
     a = numbers_at(args)
     n, n_head, d, heads = a[4], a[5], a[7], a[17]
     t, first = item // (n_head // heads), item % (n_head // heads) * heads
-    m = a[8] - n + t + 1 if a[9] else a[8]
+    m = keys_of(a) - (n - t - 1 if a[9] else 0)
     room = floats_at(a[15] + who * a[16], 1, m + 16 + d)[0]
     q = room[m + 16 :]
     for head in range(first, first + heads):

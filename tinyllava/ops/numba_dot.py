@@ -1,7 +1,7 @@
 """linear for one token, which decoding is: every weight is used once, so memory sets the pace.
 
 Each job multiplies some rows of a matrix, read from front to back straight out of the mapped file, with one
-quantized token; the blocks come apart in registers. ``quantize_token`` prepares the token:
+quantized token; the blocks come apart in registers. The job ``quantize_token`` prepares the token:
 
     bytes     s8 for each column, in order
     eights    for each 256: | 8 scales | 8 sums |                          Q4_1 Q5_0 Q5_1 Q8_0 Q5_K
@@ -48,10 +48,20 @@ from tinyllava.ops.rounding import best_step, quantize_bytes
 from tinyllava.ops.team import numbers_at
 
 EIGHTS, HALVES, PLANES, SIXTEENS, FLOATS = 0, 1, 2, 3, 4
+PART = 256  # columns of a token that are one item: no form's order goes beyond them
+
+
+@job
+def quantize_token(args: int, item: int, _who: int) -> None:
+    """PART columns of a token. Arguments: x, d, form, constant c of the weights' format, bytes, scales."""
+    a = numbers_at(args)
+    first, d = PART * item, min(PART, a[1] - PART * item)
+    size = 128 if a[2] == SIXTEENS else 64  # of the scales and sums of 256 columns
+    quantize_part(a[0] + 4 * first, d, a[2], a[3], a[4] + first, a[5] + size * item)
 
 
 @kernel
-def quantize_token(x: int, d: int, form: int, offset: int, to: int, scales: int) -> None:
+def quantize_part(x: int, d: int, form: int, offset: int, to: int, scales: int) -> None:
     """x (d,) float32 at an address -> bytes at ``to`` and scales and sums at ``scales``."""
     factor = np.float32(-offset) if offset else np.float32(1.0)
     for b in range(d // 32):

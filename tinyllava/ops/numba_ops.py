@@ -1,7 +1,8 @@
 """The same operations, faster on the CPU: matrices are multiplied straight from their memory-mapped blocks.
 
 Arrays are NumPy's; what is not overridden here is the reference's own code. Each operation hands a job (team.py)
-the addresses of its arrays and a way to cut the work into items.
+the addresses of its arrays and a way to cut the work into items. It does so through a recorder (numba_replay.py),
+and says give_up() where it does anything else.
 
 Where the numbers differ from the reference: against quantized weights, activations are rounded to 8 bits for each
 32 of them; against 16-bit floats to 14 bits; keys and values of such models are kept in half precision.
@@ -10,7 +11,9 @@ Where the numbers differ from the reference: against quantized weights, activati
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +23,9 @@ from tinyllava.ops import numba_attention as attention
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
-from tinyllava.ops.buffers import Buffers
 from tinyllava.ops.formats import FORMATS
-from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix, address, floats
+from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
+from tinyllava.ops.numba_replay import MemoryPosition, Recorder, Replay
 from tinyllava.ops.reference import NumpyOps
 from tinyllava.ops.simd import HARDWARE_HALF
 from tinyllava.ops.team import Part, Team
@@ -42,7 +45,6 @@ FLOAT, BITS = struct.Struct("f"), struct.Struct("i")
 
 Pair = tuple[Array, Array]  # keys and values
 Layers = list[tuple[BlockMatrix | FloatMatrix, Array | None]]  # matrices, perhaps with a bias
-Token = tuple[int, int]  # how one token is written: numba_dot.py's form, and the constant c
 
 
 class NumbaOps(NumpyOps):
@@ -53,9 +55,66 @@ class NumbaOps(NumpyOps):
     def __init__(self, threads: int | None = None) -> None:
         super().__init__("float32", threads)
         self.team = Team(self.threads)
-        self._buffers = Buffers()
-        self._scratch: dict[str, npt.NDArray[np.uint8]] = {}
+        self.jobs = Recorder(self.team)
         self._half_cache = False
+
+    # ---- between NumPy and the backend: nobody knows where numbers come from and what will be done with them
+
+    def array(self, values: npt.ArrayLike) -> Array:
+        self.jobs.give_up()
+        return super().array(values)
+
+    def numpy(self, values: Array) -> Array:
+        self.jobs.give_up()
+        return super().numpy(values)
+
+    # ---- places in a sequence, and steps that are taken again and again
+
+    def cache(self, shape: tuple[int, ...]) -> Array:
+        """Half precision beside quantized or half-precision weights, as llama.cpp does; float32 beside float32."""
+        return np.zeros(shape, np.float16 if self._half_cache else np.float32)
+
+    def position(self, limit: int) -> Position:
+        return MemoryPosition(limit)
+
+    def move(self, position: Position, n: int) -> None:
+        if (recording := self.jobs.recording) is None:
+            super().move(position, n)
+            return
+        assert isinstance(position, MemoryPosition)
+        recording.use(position, n, position.limit)
+        recording.call(partial(super().move, position, n))
+
+    def window(self, table: Array, start: Position, n: int) -> Array:
+        if (recording := self.jobs.recording) is None:
+            return super().window(table, start, n)
+        assert isinstance(start, MemoryPosition) and start.value + n <= len(table)
+        recording.use(start, n, len(table))
+        table, y, at = self.jobs.floats(table), self.jobs.empty(n, *table.shape[1:]), self.jobs.address
+        self.jobs.run(rowwise.window, n, at(table), at(y), y.size // n, start.address)
+        return y
+
+    def extend(self, held: Pair, rows: Pair, start: Position) -> Pair:
+        """NumPy takes 10 ns to make a number half as long; a vector instruction, less than one."""
+        is_half, (n, n_head, d), limit = held[0].dtype == np.float16, rows[0].shape, held[0].shape[1]
+        if is_half and not HARDWARE_HALF:
+            self.jobs.give_up()
+            return super().extend(held, rows, start)
+        assert isinstance(start, MemoryPosition) and start.value + n <= limit
+        if (recording := self.jobs.recording) is not None:
+            recording.use(start, n, limit)
+        k, v = (self.jobs.floats(x) for x in rows)
+        step, at = max(1, ITEM_NUMBERS // (n_head * d)), self.jobs.address
+        self.jobs.run(
+            rowwise.keep_halves if is_half else rowwise.keep_floats, 2 * -(-n // step),
+            at(k), at(v), at(held[0]), at(held[1]), n, n_head, d, limit, start.address, step,
+        )  # fmt: skip
+        stop = start.value + n
+        k, v = (self.jobs.window(x[:, :stop].transpose(1, 0, 2), start) for x in held)
+        return k, v
+
+    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+        return Replay(step, self.jobs)
 
     # ---- weights
 
@@ -70,14 +129,23 @@ class NumbaOps(NumpyOps):
         return np.array(super().vector(tensor))  # one's own: floats() and address() take the short way
 
     def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array:
-        if isinstance(table, BlockMatrix | FloatMatrix):
-            return table.tensor.rows(np.asarray(ids, dtype=np.int64))
-        return super().embed(table, ids)
+        if not isinstance(table, BlockMatrix | FloatMatrix):
+            self.jobs.give_up()
+            return super().embed(table, ids)
+        index, rows, recording = np.asarray(ids, dtype=np.int64), table.tensor.rows, self.jobs.recording
+        if recording is None:
+            return rows(index)
+        if index is not recording.given:  # they will not be others when the step is
+            self.jobs.give_up()
+        y = self.jobs.empty(len(index), table.shape[1])
+        recording.call(lambda: np.copyto(y, rows(index)))
+        return y
 
     def linear(self, x: Array, weight: Matrix, bias: Array | None = None) -> Array:
-        if not isinstance(weight, BlockMatrix | FloatMatrix):
-            return super().linear(x, weight, bias)
-        return self._multiply(x, [(weight, bias)])[0]
+        if isinstance(weight, BlockMatrix | FloatMatrix):
+            return self._multiply(x, [(weight, bias)])[0]
+        self.jobs.give_up()
+        return super().linear(x, weight, bias)
 
     def linears(self, x: Array, *layers: tuple[Matrix, Array | None]) -> list[Array]:
         """What has to be done to x is done once; one token meets all matrices in one job."""
@@ -86,8 +154,12 @@ class NumbaOps(NumpyOps):
 
     def _multiply(self, x: Array, layers: Layers) -> list[Array]:
         """x (..., d_in) @ W^T + b -> (..., d_out) for each W."""
-        rows = floats(x.reshape(-1, x.shape[-1]))  # (n, d_in)
-        answers = self._dots(rows, layers) if len(rows) <= DOT_TOKENS else self._in_two_parts(rows, layers)
+        rows = self.jobs.floats(x.reshape(-1, x.shape[-1]))  # (n, d_in)
+        if len(rows) <= DOT_TOKENS:
+            answers = self._dots(rows, layers)
+        else:
+            self.jobs.give_up()
+            answers = self._in_two_parts(rows, layers)
         return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in answers]
 
     def _in_two_parts(self, x: Array, layers: Layers) -> list[Array]:
@@ -100,7 +172,8 @@ class NumbaOps(NumpyOps):
         if not any(isinstance(w, BlockMatrix) and LAYOUTS[w.layout].word_bytes == 1 for w, _ in layers):
             return self._products(x, layers)
         (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, ITEM_NUMBERS // x.shape[1])
-        self.team.run(rowwise.peaks, -(-n // step), address(x), address(peaks), n, d, step)
+        at = self.jobs.address
+        self.jobs.run(rowwise.peaks, -(-n // step), at(x), at(peaks), n, d, step)
         rows = np.flatnonzero(peaks > HUGE**2)
         if not 0 < len(rows) <= max(FEW, n // 16):
             return self._products(x, layers)
@@ -117,39 +190,41 @@ class NumbaOps(NumpyOps):
 
     def _dots(self, x: Array, layers: Layers) -> list[Array]:
         """x (n, d_in) @ W^T + b -> (n, d_out) for each W, one token after the other."""
-        answers = [self._buffers.empty(len(x), w.shape[0]) for w, _ in layers]
+        answers = [self.jobs.empty(len(x), w.shape[0]) for w, _ in layers]
+        added = [(y, self.jobs.floats(b)) for y, (_, b) in zip(answers, layers, strict=True) if b is not None]
         for t in range(len(x)):
-            tokens: dict[Token, tuple[int, int]] = {}  # x in the forms that the matrices ask for
-            self.team.run_several(
-                [self._dot(x[t], w, tokens, y[t]) for (w, _), y in zip(layers, answers, strict=True)]
-            )
-        for (_, bias), y in zip(layers, answers, strict=True):
-            if bias is not None:
-                y += bias
+            tokens = {w.token: self._token(x[t], *w.token) for w, _ in layers}  # x in the forms that they ask for
+            forms = [item for item in tokens.items() if item[0][0] != dots.FLOATS]
+            self.jobs.run_several([self._quantize(x[t], *form, *rooms) for form, rooms in forms])
+            parts = [self._dot(w, tokens[w.token], y[t]) for (w, _), y in zip(layers, answers, strict=True)]
+            self.jobs.run_several(parts)
+            self.jobs.run_several([self._sum(y[t], bias, y[t]) for y, bias in added])
         return answers
-
-    def _dot(self, x: Array, w: BlockMatrix | FloatMatrix, tokens: dict[Token, tuple[int, int]], y: Array) -> Part:
-        """The job y (d_out,) = W x, for one token x (d_in,)."""
-        d_out, d_in = w.shape
-        if w.token not in tokens:
-            tokens[w.token] = self._token(x, *w.token)
-        extra: tuple[int, ...] = ()
-        if isinstance(w, BlockMatrix) and w.job is dots.dot_levels:
-            size = 300 * (d_in // BLOCK + 2)  # as dot_levels lays it out
-            scratch = self._room("levels", size * self.threads)
-            extra = (w.format.number, w.format.groups, int(w.format.sums == "minimum"), scratch, size)
-        rows = max(1, min(ITEM_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
-        arguments = w.address, w.row_bytes, d_out, d_in, *tokens[w.token], address(y), rows, *extra
-        return w.job, -(-d_out // rows), arguments
 
     def _token(self, x: Array, form: int, offset: int) -> tuple[int, int]:
         """The addresses of one token x (d_in,) and of its scales, in one of the forms of numba_dot.py."""
         if form == dots.FLOATS:
-            return address(x), 0
-        scales = self._room(f"scales {form} {offset}", len(x) + 512)
-        token = self._room(f"token {form} {offset}", len(x) + 64)
-        dots.quantize_token(address(x), len(x), form, offset, token, scales)
-        return token, scales
+            return self.jobs.address(x), 0
+        token = self.jobs.room(f"token {form} {offset}", len(x) + 64)
+        return token, self.jobs.room(f"scales {form} {offset}", len(x) + 512)
+
+    def _quantize(self, x: Array, form: int, offset: int, token: int, scales: int) -> Part:
+        """The job that writes a token x (d_in,) there."""
+        arguments = self.jobs.address(x), len(x), form, offset, token, scales
+        return dots.quantize_token, -(-len(x) // dots.PART), arguments
+
+    def _dot(self, w: BlockMatrix | FloatMatrix, token: tuple[int, int], y: Array) -> Part:
+        """The job y (d_out,) = W x, for one token x (d_in,)."""
+        d_out, d_in = w.shape
+        extra: tuple[int, ...] = ()
+        if isinstance(w, BlockMatrix) and w.job is dots.dot_levels:
+            size = 300 * (d_in // BLOCK + 2)  # as dot_levels lays it out
+            scratch = self.jobs.room("levels", size * self.threads)
+            extra = (w.format.number, w.format.groups, int(w.format.sums == "minimum"), scratch, size)
+        rows = max(1, min(ITEM_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
+        self.jobs.hold(w)
+        arguments = w.address, w.row_bytes, d_out, d_in, *token, self.jobs.address(y), rows, *extra
+        return w.job, -(-d_out // rows), arguments
 
     def _products(self, x: Array, layers: Layers) -> list[Array]:
         """The same for many tokens: x becomes records, once for matrices in a row that want the same."""
@@ -172,8 +247,8 @@ class NumbaOps(NumpyOps):
         if x.shape[1] % columns:
             x = np.pad(x, ((0, 0), (0, -x.shape[1] % columns)))
         (n, d), n_groups = x.shape, -(-len(x) // TOKENS)
-        records = self._room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
-        self.team.run(products.quantize_tokens, n_groups, address(x), n, d, layout, offset, records)
+        records = self.jobs.room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
+        self.jobs.run(products.quantize_tokens, n_groups, self.jobs.address(x), n, d, layout, offset, records)
         return records
 
     def _multiply_blocks(self, n: int, records: int, w: BlockMatrix, bias: Array | None) -> Array:
@@ -184,14 +259,14 @@ class NumbaOps(NumpyOps):
         panel = max(1, min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 8))
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
-        scratch = self._room("tiles", size * self.threads)
-        bias = None if bias is None else floats(bias)
-        y = self._buffers.empty(n_groups * TOKENS, n_tiles * ROWS)
-        self.team.run(
+        scratch = self.jobs.room("tiles", size * self.threads)
+        bias, at = None if bias is None else self.jobs.floats(bias), self.jobs.address
+        y = self.jobs.empty(n_groups * TOKENS, n_tiles * ROWS)
+        self.jobs.run(
             products.multiply_blocks, -(-n_tiles // panel),
             w.format.number, w.layout, w.address, w.row_bytes, d_out, d_in, panel,
-            records, n_groups, address(y), 4 * y.shape[1], scratch, size,
-            0 if bias is None else address(bias),
+            records, n_groups, at(y), 4 * y.shape[1], scratch, size,
+            0 if bias is None else at(bias),
         )  # fmt: skip
         return y[:n, :d_out]
 
@@ -201,127 +276,102 @@ class NumbaOps(NumpyOps):
         n_groups, n_tiles, size = -(-n // TOKENS), -(-d_out // ROWS), 4 * ROWS * d_in
         if n % TOKENS:
             x = np.pad(x, ((0, -n % TOKENS), (0, 0)))
-        y = self._buffers.empty(n_groups * TOKENS, n_tiles * ROWS)
-        scratch = self._room("tiles", size * self.threads)
-        self.team.run(
+        y = self.jobs.empty(n_groups * TOKENS, n_tiles * ROWS)
+        scratch, at = self.jobs.room("tiles", size * self.threads), self.jobs.address
+        self.jobs.run(
             products.multiply_floats, n_tiles,
-            w.address, d_out, d_in, address(x), n_groups, address(y), 4 * y.shape[1], scratch, size,
+            w.address, d_out, d_in, at(x), n_groups, at(y), 4 * y.shape[1], scratch, size,
         )  # fmt: skip
         return y[:n, :d_out]
-
-    def _room(self, name: str, size: int) -> int:
-        """The address of at least ``size`` bytes, on a cache line's start. Used again under the same name."""
-        held = self._scratch.get(name)
-        if held is None or held.size < size + 64:
-            held = self._scratch[name] = np.empty(size + 64, np.uint8)
-        return -(-address(held) // 64) * 64
 
     # ---- sums, norms and activations
 
     def add(self, x: Array, y: Array) -> Array:
         assert x.shape == y.shape
-        x, y = floats(x), floats(y)
-        to, step = self._buffers.empty(*x.shape), _step(x.size)
-        self.team.run(rowwise.add, -(-x.size // step), address(x), address(to), x.size, step, address(y))
+        x, y = self.jobs.floats(x), self.jobs.floats(y)
+        to = self.jobs.empty(*x.shape)
+        self.jobs.run_several([self._sum(x, y, to)])
         return to
 
+    def _sum(self, x: Array, y: Array, to: Array) -> Part:
+        """The job to = x + y, of float32 in a row; ``to`` may be x."""
+        step, at = _step(x.size), self.jobs.address
+        return rowwise.add, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
+
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        x, w = floats(x), floats(weight)
-        y, n, d = self._buffers.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
-        step = max(1, ITEM_NUMBERS // d)
-        self.team.run(
-            rowwise.rms_norm, -(-n // step), address(x), address(w), address(y), n, d, _bits(eps), step
-        )
+        x, w = self.jobs.floats(x), self.jobs.floats(weight)
+        y, n, d = self.jobs.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
+        step, at = max(1, ITEM_NUMBERS // d), self.jobs.address
+        self.jobs.run(rowwise.rms_norm, -(-n // step), at(x), at(w), at(y), n, d, _bits(eps), step)
         return y
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        x, w, b = floats(x), floats(weight), floats(bias)
-        y, n, d = self._buffers.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
-        step = max(1, ITEM_NUMBERS // d)
-        self.team.run(
-            rowwise.layer_norm, -(-n // step),
-            address(x), address(w), address(b), address(y), n, d, _bits(eps), step,
-        )  # fmt: skip
+        x, w, b = self.jobs.floats(x), self.jobs.floats(weight), self.jobs.floats(bias)
+        y, n, d = self.jobs.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
+        step, at = max(1, ITEM_NUMBERS // d), self.jobs.address
+        self.jobs.run(rowwise.layer_norm, -(-n // step), at(x), at(w), at(b), at(y), n, d, _bits(eps), step)
         return y
 
     def activation(self, x: Array, kind: Activation) -> Array:
-        x = floats(x)
-        y = self._buffers.empty(*x.shape)
+        x = self.jobs.floats(x)
+        y, at = self.jobs.empty(*x.shape), self.jobs.address
         job, step = rowwise.ACTIVATIONS[kind], _step(x.size)
-        self.team.run(job, -(-x.size // step), address(x), address(y), x.size, step)
+        self.jobs.run(job, -(-x.size // step), at(x), at(y), x.size, step)
         return y
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        gate, up = floats(gate), floats(up)
-        y, count, step = self._buffers.empty(*gate.shape), gate.size, _step(gate.size)
-        self.team.run(
-            rowwise.swiglu, -(-count // step), address(gate), address(y), count, step, address(up)
-        )
+        gate, up = self.jobs.floats(gate), self.jobs.floats(up)
+        y, count, step, at = self.jobs.empty(*gate.shape), gate.size, _step(gate.size), self.jobs.address
+        self.jobs.run(rowwise.swiglu, -(-count // step), at(gate), at(y), count, step, at(up))
         return y
 
     # ---- attention
 
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array:
-        x, cos, sin = floats(x), floats(cos), floats(sin)
-        y, (n, n_head, d) = self._buffers.empty(*x.shape), x.shape
-        step = max(1, ITEM_NUMBERS // (n_head * d))
-        self.team.run(
-            rowwise.rope, -(-n // step), address(x), address(cos), address(sin), address(y),
+        x, cos, sin = self.jobs.floats(x), self.jobs.floats(cos), self.jobs.floats(sin)
+        y, (n, n_head, d) = self.jobs.empty(*x.shape), x.shape
+        step, at = max(1, ITEM_NUMBERS // (n_head * d)), self.jobs.address
+        self.jobs.run(
+            rowwise.rope, -(-n // step), at(x), at(cos), at(sin), at(y),
             n, n_head, d, cos.shape[-1], int(kind == "norm"), step,
         )  # fmt: skip
         return y
 
-    def cache(self, shape: tuple[int, ...]) -> Array:
-        """Half precision beside quantized or half-precision weights, as llama.cpp does; float32 beside float32."""
-        return np.zeros(shape, np.float16 if self._half_cache else np.float32)
-
-    def extend(self, held: Pair, rows: Pair, start: Position) -> Pair:
-        """NumPy takes 10 ns to make a number half as long; a vector instruction, less than one."""
-        if held[0].dtype != np.float16 or not HARDWARE_HALF:
-            return super().extend(held, rows, start)
-        (n, n_head, d), limit, first = rows[0].shape, held[0].shape[1], start.value
-        k, v = floats(rows[0]), floats(rows[1])
-        step = max(1, ITEM_NUMBERS // (n_head * d))
-        self.team.run(
-            rowwise.keep_rows, 2 * -(-n // step), address(k), address(v), address(held[0]), address(held[1]),
-            n, n_head, d, limit, first, step,
-        )  # fmt: skip
-        stop = first + n
-        return held[0][:, :stop].transpose(1, 0, 2), held[1][:, :stop].transpose(1, 0, 2)
-
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array:
-        q, k, v = floats(q), _rows(k), _rows(v)
-        (n, n_head, d), (m, n_head_kv, _) = q.shape, k.shape
-        y = self._buffers.empty(*q.shape)
+        q, k, v = self.jobs.floats(q), self._rows(k), self._rows(v)
+        (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.jobs.length(k, v)
+        y, at = self.jobs.empty(*q.shape), self.jobs.address
         few = n <= DOT_TOKENS
-        size = 4 * (m + 16 + d) if few else 4 * int(attention.scratch_floats(d))
+        size = 4 * (most + 16 + d) if few else 4 * int(attention.scratch_floats(d))
         size = -(-size // 64) * 64
-        scratch = self._room("attention", size * self.threads)
+        scratch = self.jobs.room("attention", size * self.threads)
         job = attention.attend_token if few else attention.attend_block
         # Heads that share keys go together, unless that leaves too few items for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
         n_blocks = -(-n // attention.QUERIES)
         queries = -(-n // (n_blocks * TOKENS)) * TOKENS  # of a block: the last shall not be a small one
         n_items = n * n_head // heads if few else n_head * -(-n // queries)
-        self.team.run(
-            job, n_items, address(q), address(k), address(v), address(y),
+        self.jobs.run(
+            job, n_items, at(q), at(k), at(v), at(y),
             n, n_head, n_head_kv, d, m, int(causal), int(k.dtype == np.float16),
             k.strides[0], k.strides[1], v.strides[0], v.strides[1], scratch, size,
-            heads if few else queries,
+            heads if few else queries, place,
         )  # fmt: skip
         return y
+
+    def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array:
+        self.jobs.give_up()
+        return super().attention_weights(q, k, causal=causal)
+
+    def _rows(self, x: Array) -> Array:
+        """Keys or values with features side by side, float32 or half precision; copied only if they are not so."""
+        is_so = x.dtype in (np.float16, np.float32) and x.strides[-1] == x.itemsize
+        return x if is_so else self.jobs.floats(x)
 
 
 def _step(count: int) -> int:
     """Into how large pieces ``count`` numbers are cut: one token's shall be enough for some threads."""
     return ITEM_NUMBERS if count > 4 * ITEM_NUMBERS else ITEM_NUMBERS // 8
-
-
-def _rows(x: Array) -> Array:
-    """Keys or values with features side by side, in float32 or half precision; copied only if they are not so."""
-    if x.dtype not in (np.float16, np.float32) or x.strides[-1] != x.itemsize:
-        return floats(x)
-    return x
 
 
 def _bits(value: float) -> int:

@@ -209,21 +209,57 @@ def turn(x: int, y: int, cos: Any, sin: Any, neighbours: int) -> None:
             to_second[i] = first[i] * sin[i] + second[i] * cos[i]
 
 
-# ---- what attention will read again
+# ---- places in a sequence: how many are filled stands at an address
 
 
 @job
-def keep_rows(args: int, item: int, _who: int) -> None:
+def window(args: int, item: int, _who: int) -> None:
+    """Row ``item`` of a table's (limit, d) from a place on. Arguments: table, y, d, the place's address."""
+    a = numbers_at(args)
+    d, place = a[2], numbers_at(a[3])[0]
+    row, y = floats_at(a[0] + 4 * (place + item) * d, 1, d)[0], floats_at(a[1] + 4 * item * d, 1, d)[0]
+    for i in range(d):
+        y[i] = row[i]
+
+
+@kernel
+def kept_rows(a: Any, item: int, size: int) -> Any:
+    """An item of the two jobs below: addresses of its first row and of that row's place in the cache; how many.
+
+    Even items are keys and odd ones values; a number of the cache has ``size`` bytes.
+    """
+    which, first = item % 2, item // 2 * a[9]
+    place = numbers_at(a[8])[0] + first
+    return a[which] + 4 * first * a[5] * a[6], a[2 + which] + size * place * a[6], min(a[9], a[4] - first)
+
+
+@job
+def keep_halves(args: int, item: int, _who: int) -> None:
     """Rows (n, g, d) of keys and of values -> half precision, where the cache (g, limit, d) holds them.
 
-    Keys, values, the caches of both, n, g, d, limit, the first row's place, rows for each item.
+    Keys, values, the caches of both, n, g, d, limit, the address of the first row's place, rows for each item.
     """
     a = numbers_at(args)
-    n, n_head, d, which = a[4], a[5], a[6], item % 2
-    for t in range(item // 2 * a[9], min(n, (item // 2 + 1) * a[9])):
+    n_head, d = a[5], a[6]
+    rows, cache, n = kept_rows(a, item, 2)
+    for t in range(n):
         for h in range(n_head):
-            row, to = a[which] + 4 * (t * n_head + h) * d, a[2 + which] + 2 * (h * a[7] + a[8] + t) * d
+            row, to = rows + 4 * (t * n_head + h) * d, cache + 2 * (h * a[7] + t) * d
             for i in range(0, d - 15, 16):
                 put_halves(to + 2 * i, load_floats(row + 4 * i))
             for i in range(d // 16 * 16, d):
                 put_half(to + 2 * i, float_at(row + 4 * i))
+
+
+@job
+def keep_floats(args: int, item: int, _who: int) -> None:
+    """The same in float32."""
+    a = numbers_at(args)
+    n_head, d = a[5], a[6]
+    rows, cache, n = kept_rows(a, item, 4)
+    for t in range(n):
+        for h in range(n_head):
+            x = floats_at(rows + 4 * (t * n_head + h) * d, 1, d)[0]
+            y = floats_at(cache + 4 * (h * a[7] + t) * d, 1, d)[0]
+            for i in range(d):
+                y[i] = x[i]

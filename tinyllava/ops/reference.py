@@ -119,8 +119,9 @@ class NumpyOps:
     def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
         """``step``, or what does the same faster when called often, each time with as many ids or numbers.
 
-        Whatever else ``step`` uses must stay in place; of what changes, only positions may. ``step`` may be given
-        the backend's own array in place of a list or of NumPy's. The answer is good until the next call.
+        Whatever else ``step`` uses must stay in place; of what changes, only positions may. It does all its work
+        by operations, and between them only takes views. ``step`` may be given the backend's own array in place of
+        a list or of NumPy's. The answer is good until the next call.
         """
         return step
 
