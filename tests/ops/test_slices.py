@@ -7,8 +7,10 @@ import pytest
 
 from tests.ops.test_parity import close, kind_of_linear, tensor
 from tinyllava.ops import select
-from tinyllava.ops.numba_linear import SLICE
+from tinyllava.ops.numba_linear import GROUPS, WIDTH
+from tinyllava.ops.numba_records import SLICE
 from tinyllava.ops.numba_softmax import exponentials, largest, pad
+from tinyllava.ops.tile import TOKENS
 
 RNG = np.random.default_rng(0)
 TRUTH, NUMBA = select("numpy", dtype="float64"), select("numba", threads=2)
@@ -24,6 +26,16 @@ def test_a_product_of_several_slices(kind: str, d_in: int, with_bias: bool) -> N
     bias = RNG.standard_normal(37).astype(np.float32) if with_bias else None
     truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias)
     close(kind_of_linear(kind, NUMBA, 11), NUMBA.linear(x, NUMBA.matrix(weight), bias), truth)
+
+
+@pytest.mark.parametrize(("kind", "d_in"), [("F16", WIDTH + 76), ("Q8_0", WIDTH + SLICE + 32), ("Q4_K", 512)])
+@pytest.mark.parametrize("d_out", [5, 48])
+def test_a_product_too_wide_to_be_taken_apart_at_once(kind: str, d_in: int, d_out: int) -> None:
+    n = GROUPS * TOKENS + 5  # more tokens than one slice after the other meets at once, too
+    weight, x = tensor(kind, d_out, d_in), RNG.standard_normal((n, d_in)).astype(np.float32)
+    bias = RNG.standard_normal(d_out).astype(np.float32)
+    truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias)
+    close(kind_of_linear(kind, NUMBA, n), NUMBA.linear(x, NUMBA.matrix(weight), bias), truth)
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 40])

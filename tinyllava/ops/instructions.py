@@ -332,3 +332,21 @@ def fold(builder: Any, v: Any) -> Any:
 def total_of_upper_half(builder: Any, v: Any) -> Any:
     """The sum of lanes 8 to 15."""
     return fold(builder, pick(builder, v, v, range(8, 16)))
+
+
+# ---- the largest
+
+
+@instruction("v:vv")
+def larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of each two; where a is NaN, b."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@instruction("f:v")
+def largest_lane(builder: Any, v: Any) -> Any:
+    """The largest of 16."""
+    for width in (8, 4, 2, 1):
+        halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
+        v = builder.select(builder.fcmp_ordered(">", *halves), *halves)
+    return builder.extract_element(v, ir.Constant(I32, 0))

@@ -33,9 +33,11 @@ from tinyllava.ops.instructions import (
 from tinyllava.ops.numba_rows import exp
 from tinyllava.ops.numba_softmax import exponentials, largest, pad
 from tinyllava.ops.team import floats_at, numbers_at
-from tinyllava.ops.tile import ROWS, TOKENS, interleave, outer
+from tinyllava.ops.tile import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
 
-QUERIES, KEYS = 128, 64  # of a block, at most
+QUERIES = 120 // FLOAT_TOKENS * FLOAT_TOKENS  # of a block, at most
+KEYS = 64
+COLUMNS = SIDES * ROWS  # that a product gives at once
 
 
 @kernel
@@ -63,9 +65,15 @@ def copy_row(at: int, is_half: bool, d: int, to: Any, scale: float) -> None:
 
 
 @kernel
+def width_of(d: int) -> int:
+    """d features, rounded up to whole products."""
+    return (d + COLUMNS - 1) // COLUMNS * COLUMNS
+
+
+@kernel
 def scratch_floats(d: int) -> int:
     """Floats of scratch that a thread needs for heads of d features, rounded up."""
-    width = (d + ROWS - 1) // ROWS * ROWS
+    width = width_of(d)
     return (2 * QUERIES + 2 * KEYS + ROWS) * width + QUERIES * (KEYS + 2)
 
 
@@ -100,7 +108,7 @@ def attend_block(args: int, item: int, who: int) -> None:
     n_blocks, one = (n + a[17] - 1) // a[17], np.float32(1.0)
     head, first = item // n_blocks, item % n_blocks * a[17]
     kv = head // (n_head // a[6])
-    count, width = min(a[17], n - first), (d + ROWS - 1) // ROWS * ROWS
+    count, width = min(a[17], n - first), width_of(d)
     q, o, k, v, rows, scores, top, sums = rooms(a[15] + who * a[16], width)
     for t in range(QUERIES):
         here = d if t < count else 0
@@ -145,14 +153,14 @@ def pack_keys(at, step, is_half, d, count, rows, k) -> None:  # type: ignore[no-
 
 @kernel
 def score_block(q, k, scores, count, n_keys) -> None:  # type: ignore[no-untyped-def]
-    """scores = q @ k^T, whole tiles of it."""
+    """scores = q @ k^T, whole tiles of it: what lies beyond n_keys means nothing."""
     width = q.shape[1]
-    for t in range(0, count, TOKENS):
-        for j in range(TOKENS):
+    for t in range(0, count, FLOAT_TOKENS):
+        for j in range(FLOAT_TOKENS):
             scores[t + j] = np.float32(0.0)
-        for panel in range((n_keys + ROWS - 1) // ROWS):
-            keys, to = k.ctypes.data + panel * width * 64, scores.ctypes.data + 4 * (t * KEYS + panel * ROWS)
-            outer(keys, 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * KEYS, width)
+        for first in range(0, n_keys, COLUMNS):
+            keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * KEYS + first)
+            outer(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * KEYS, width)
 
 
 @kernel
@@ -177,10 +185,10 @@ def soften(scores, visible, n_keys, top, sums, t, o) -> None:  # type: ignore[no
 def mix_block(scores, v, o, count, n_keys) -> None:  # type: ignore[no-untyped-def]
     """o += scores @ v, whole tiles of it."""
     width = v.shape[1]
-    for t in range(0, count, TOKENS):
-        for i in range(0, width, ROWS):
+    for t in range(0, count, FLOAT_TOKENS):
+        for i in range(0, width, COLUMNS):
             x, y = scores.ctypes.data + 4 * t * KEYS, o.ctypes.data + 4 * (t * width + i)
-            outer(v.ctypes.data + 4 * i, 4 * width, x, 4 * KEYS, y, 4 * width, n_keys)
+            outer(v.ctypes.data + 4 * i, 4 * width, 4 * ROWS, x, 4 * KEYS, y, 4 * width, n_keys)
 
 
 # ---- one query

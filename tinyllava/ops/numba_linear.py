@@ -1,15 +1,16 @@
-"""linear for many tokens: weights become tiles piece by piece, tiles meet the quantized activations.
+"""linear for many tokens, second half: weights become tiles piece by piece, tiles meet the tokens' records.
 
-    quantize_tokens    x (n, d) float32 -> records of TOKENS tokens x 32 or 64 columns
     multiply_blocks    for each panel of rows: take its blocks apart, interleave 16 rows, multiply all tokens by it
     multiply_floats    the same for float32 weights and activations
 
 A panel's tiles fit the second-level cache and are used for all tokens before the next panel is unpacked: no copy
-of the matrix is ever made. Of a wide matrix it is a slice of columns, so that tokens fit the first-level cache.
+of the matrix is ever made. Of a very wide matrix it is some of the columns.
 The layouts of the records are tile.py's. Reference of all: NumpyOps.linear.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,15 @@ from tinyllava.ops.instructions import (
     put_floats,
     put_int,
 )
-from tinyllava.ops.rounding import X_WORD, best_step, extreme, quantize_bytes, quantize_words, words_of_columns
+from tinyllava.ops.numba_records import COLUMNS, SLICE, WORDS, X_SIZE
+from tinyllava.ops.rounding import words_of_columns
 from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import (
     BLOCK,
+    FLOAT_TOKENS,
     LAYOUTS,
     ROWS,
+    SIDES,
     TOKENS,
     interleave,
     outer,
@@ -44,80 +48,14 @@ from tinyllava.ops.tile import (
     tile_words,
 )
 
-WORDS = len(LAYOUTS) - 1  # the number of the layout for 16-bit floats
-COLUMNS = tuple(layout.columns for layout in LAYOUTS)
-X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
-X_SCALES = tuple(layout.x_scales for layout in LAYOUTS)
-X_SUMS = tuple(layout.x_sums for layout in LAYOUTS)
 W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
 W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
 
-SLICE = 1024  # columns that are multiplied before the next are taken apart
+WIDTH = 8192  # columns that are taken apart before they are multiplied
+GROUPS = 16  # of tokens
 CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
 PIECE = 128  # the same of 16-bit floats
 ROOM = 128 + ROWS * max(CHUNK + 64, 4 * PIECE + 64 + 4 * COLUMNS[WORDS])  # bytes of scratch for that
-
-
-@job
-def quantize_tokens(args: int, item: int, _who: int) -> None:
-    """Tokens item * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros."""
-    a = numbers_at(args)
-    x, n, d, layout, offset, to = a[0], a[1], a[2], a[3], a[4], a[5]
-    columns = COLUMNS[layout]
-    n_records = d // columns
-    for t in range(TOKENS):
-        token = TOKENS * item + t
-        for b in range(n_records):
-            record = to + (item * n_records + b) * X_SIZE[layout]
-            if token >= n:
-                clear_block(record, layout, t)
-            elif layout == WORDS:
-                block_of_words(x + 4 * (token * d + columns * b), record, t)
-            else:
-                block_of_bytes(x + 4 * (token * d + columns * b), record, layout, offset, t)
-
-
-@kernel
-def clear_block(record: int, layout: int, t: int) -> None:
-    """A token that is not there: zeros in its part of a record."""
-    size = X_SCALES[layout] // TOKENS
-    for i in range(0, size, 4):
-        put_int(record + t * size + i, 0)
-    for i in range(t, (X_SIZE[layout] - X_SCALES[layout]) // 4, TOKENS):
-        put_int(record + X_SCALES[layout] + 4 * i, 0)
-
-
-@kernel
-def block_of_bytes(x: int, record: int, layout: int, offset: int, t: int) -> None:
-    """32 floats at x -> token t's bytes, scale and sums."""
-    d = best_step(x)
-    inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
-    both = quantize_bytes(x, inverse, record + t * BLOCK)
-    first, second = np.int64(np.int32(both & 0xFFFFFFFF)), both >> 32
-    put_float(record + X_SCALES[layout] + 4 * t, d)
-    sums = record + X_SUMS[layout] + 4 * t
-    if layout == 0:
-        put_int(sums, -offset * (first + second))
-    elif layout == 1:
-        put_float(sums, d * np.float32(first + second))
-    elif layout == 2:
-        put_int(sums, -offset * first)
-        put_int(sums + 4 * TOKENS, -offset * second)
-    else:
-        put_float(sums, d * np.float32(first))
-        put_float(sums + 4 * TOKENS, d * np.float32(second))
-
-
-@kernel
-def block_of_words(x: int, record: int, t: int) -> None:
-    """64 floats at x -> token t's words and scale."""
-    d = extreme(x) / np.float32(-X_WORD)
-    second = extreme(x + 128) / np.float32(-X_WORD)
-    d = d if abs(d) > abs(second) else second + np.float32(0.0) * d  # NaN if either is
-    inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
-    quantize_words(x, inverse, record + t * 128)
-    quantize_words(x + 128, inverse, record + t * 128 + 64)
-    put_float(record + X_SCALES[WORDS] + 4 * t, d)
 
 
 # ---- weights
@@ -172,11 +110,11 @@ def fetch_chunk(raw: int, row_bytes: int, n_rows: int, d: int, start: int, begin
 def make_tile(
     number: int, layout: int, raw: int, row_bytes: int, n_rows: int, d: int, begin: int, tile: int, room: int
 ) -> None:
-    """n_rows <= 16 rows of d columns -> a tile of SLICE columns, those from ``begin`` on.
+    """n_rows <= 16 rows of d columns -> a tile of WIDTH columns, those from ``begin`` on.
 
     CHUNK columns at a time, which fit the first-level cache.
     """
-    end = min(d, begin + SLICE)
+    end = min(d, begin + WIDTH)
     if layout == WORDS:
         make_words(number == 1, raw + 2 * begin, row_bytes, n_rows, end - begin, tile, room)
         return
@@ -194,18 +132,18 @@ def make_tile(
 
 
 @kernel
-def multiply_tile(layout: int, tile: int, x: int, y: int, y_step: int, n_records: int) -> None:
-    """A tile times the records of TOKENS tokens -> y."""
+def multiply_tile(layout: int, tile: int, side: int, x: int, y: int, y_step: int, n_records: int) -> None:
+    """SIDES tiles, ``side`` bytes apart, times the records of TOKENS tokens -> y."""
     if layout == 0:
-        tile_offset(tile, x, y, y_step, n_records)
+        tile_offset(tile, side, x, y, y_step, n_records)
     elif layout == 1:
-        tile_minimum(tile, x, y, y_step, n_records)
+        tile_minimum(tile, side, x, y, y_step, n_records)
     elif layout == 2:
-        tile_offset_2(tile, x, y, y_step, n_records)
+        tile_offset_2(tile, side, x, y, y_step, n_records)
     elif layout == 3:
-        tile_minimum_2(tile, x, y, y_step, n_records)
+        tile_minimum_2(tile, side, x, y, y_step, n_records)
     else:
-        tile_words(tile, x, y, y_step, n_records)
+        tile_words(tile, side, x, y, y_step, n_records)
 
 
 @kernel
@@ -222,47 +160,64 @@ def start_at(y: int, y_step: int, bias: int, n: int, n_padded: int) -> None:
 
 @job
 def multiply_blocks(args: int, item: int, who: int) -> None:
-    """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out rounded up).
+    """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out to whole SIDES).
 
     The format's number and layout; the matrix, bytes of a row, its rows and columns, tiles of a panel; records,
     groups of tokens; y and bytes from row to row; scratch, its size; the bias, or 0.
     """
     a = numbers_at(args)
     number, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-    n_groups, y, y_step, scratch = a[8], a[9], a[10], a[11] + who * a[12]
-    columns, first = COLUMNS[layout], item * panel
-    n_records, tile_size = (d + columns - 1) // columns, (min(SLICE, d) + columns - 1) // columns * W_SIZE[layout]
+    scratch, columns, first = a[11] + who * a[12], COLUMNS[layout], item * panel
+    tile_size = (min(WIDTH, d) + columns - 1) // columns * W_SIZE[layout]
     count, room = min(panel, (d_out + ROWS - 1) // ROWS - first), scratch + panel * tile_size
-    bias = a[13] + first * ROWS * 4 if a[13] != 0 else 0
-    for start in range(0, d, SLICE):
-        width, x = min(SLICE, d - start), a[7] + start // columns * X_SIZE[layout]
+    for start in range(0, d, WIDTH):
         for p in range(count):
             row, tile = (first + p) * ROWS, scratch + p * tile_size
             n_rows = min(ROWS, d_out - row)
             make_tile(number, layout, raw + row * row_bytes, row_bytes, n_rows, d, start, tile, room)
-        for g in range(n_groups):
-            to, tokens = y + g * TOKENS * y_step + first * ROWS * 4, x + g * n_records * X_SIZE[layout]
-            if start == 0:
-                start_at(to, y_step, bias, min(count * ROWS, d_out - first * ROWS), count * ROWS)
-            for p in range(count):
-                tile, n = scratch + p * tile_size, (width + columns - 1) // columns
-                multiply_tile(layout, tile, tokens, to + p * ROWS * 4, y_step, n)
+        for p in range(0, count, SIDES):
+            side = tile_size if p + SIDES <= count else 0  # the last may be alone
+            multiply_panel(a, start, (first + p) * ROWS, scratch + p * tile_size, side)
+
+
+@kernel
+def multiply_panel(a: Any, start: int, row: int, tile: int, side: int) -> None:
+    """Columns ``start`` ... of SIDES tiles times those of all tokens.
+
+    Slice by slice: a slice of the tiles stays in the first-level cache while some groups of tokens meet it, and
+    the sums of these groups while slice after slice is added to them.
+    """
+    layout, d_out, d, n_groups, y_step = a[1], a[4], a[5], a[8], a[10]
+    columns, size = COLUMNS[layout], X_SIZE[layout]
+    y, here = a[9] + row * 4, min(SIDES * ROWS, d_out - row)
+    bias = a[13] + row * 4 if a[13] != 0 else 0
+    for first in range(0, n_groups, GROUPS):
+        last = min(first + GROUPS, n_groups)
+        for at in range(start, min(start + WIDTH, d), SLICE):
+            n = (min(SLICE, d - at) + columns - 1) // columns
+            w, x = tile + (at - start) // columns * W_SIZE[layout], a[7] + n_groups * (at // columns) * size
+            for g in range(first, last):
+                to = y + g * TOKENS * y_step
+                if at == 0:
+                    start_at(to, y_step, bias, here, SIDES * ROWS)
+                multiply_tile(layout, w, side, x + g * n * size, to, y_step, n)
 
 
 @job
 def multiply_floats(args: int, item: int, who: int) -> None:
-    """16 rows of a float32 matrix times all tokens -> 16 columns of y, both padded as above."""
+    """SIDES * 16 rows of a float32 matrix times all tokens -> as many columns of y, both padded as above."""
     a = numbers_at(args)
     raw, d_out, d, x, n_groups, y, y_step, scratch = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7] + who * a[8]
-    count = min(ROWS, d_out - item * ROWS)
-    w = floats_at(raw + item * ROWS * d * 4, count, d)
-    tile = floats_at(scratch, d, ROWS)
+    columns = SIDES * ROWS
+    count = min(columns, d_out - item * columns)
+    w = floats_at(raw + item * columns * d * 4, count, d)
+    tile = floats_at(scratch, d, columns)
     for r in range(count):
         for k in range(d):
             tile[k, r] = w[r, k]
     for g in range(n_groups):
-        at = y + g * TOKENS * y_step + item * ROWS * 4
-        for t in range(TOKENS):
-            for r in range(ROWS):
+        at = y + g * FLOAT_TOKENS * y_step + item * columns * 4
+        for t in range(FLOAT_TOKENS):
+            for r in range(columns):
                 put_float(at + t * y_step + 4 * r, np.float32(0.0))
-        outer(scratch, ROWS * 4, x + g * TOKENS * d * 4, d * 4, at, y_step, d)
+        outer(scratch, columns * 4, ROWS * 4, x + g * FLOAT_TOKENS * d * 4, d * 4, at, y_step, d)

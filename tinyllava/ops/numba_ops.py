@@ -25,11 +25,12 @@ from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
 from tinyllava.ops.formats import FORMATS
 from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
+from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_tokens
 from tinyllava.ops.numba_replay import MemoryPosition, Recorder, Replay
 from tinyllava.ops.reference import NumpyOps
 from tinyllava.ops.simd import HARDWARE_HALF
 from tinyllava.ops.team import Part, Team
-from tinyllava.ops.tile import BLOCK, LAYOUTS, ROWS, TOKENS
+from tinyllava.ops.tile import BLOCK, FLOAT_TOKENS, LAYOUTS, ROWS, SIDES, TOKENS
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
@@ -248,20 +249,21 @@ class NumbaOps(NumpyOps):
             x = np.pad(x, ((0, 0), (0, -x.shape[1] % columns)))
         (n, d), n_groups = x.shape, -(-len(x) // TOKENS)
         records = self.jobs.room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
-        self.jobs.run(products.quantize_tokens, n_groups, self.jobs.address(x), n, d, layout, offset, records)
+        scratch = self.jobs.room("rounding", QUANTIZE_ROOM * self.threads)
+        self.jobs.run(quantize_tokens, n_groups, self.jobs.address(x), n, d, layout, offset, records, scratch)
         return records
 
     def _multiply_blocks(self, n: int, records: int, w: BlockMatrix, bias: Array | None) -> Array:
         """n tokens, already records, @ W^T + bias -> (n, d_out)."""
         d_out, d_in = w.shape
         layout, n_groups = LAYOUTS[w.layout], -(-n // TOKENS)
-        n_tiles, tile_size = -(-d_out // ROWS), -(-min(d_in, products.SLICE) // layout.columns) * layout.w_size
-        panel = max(1, min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 8))
+        n_tiles, tile_size = -(-d_out // ROWS), -(-min(d_in, products.WIDTH) // layout.columns) * layout.w_size
+        panel = min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 8) // SIDES * SIDES or SIDES
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
         scratch = self.jobs.room("tiles", size * self.threads)
         bias, at = None if bias is None else self.jobs.floats(bias), self.jobs.address
-        y = self.jobs.empty(n_groups * TOKENS, n_tiles * ROWS)
+        y = self.jobs.empty(n_groups * TOKENS, -(-n_tiles // SIDES) * SIDES * ROWS)
         self.jobs.run(
             products.multiply_blocks, -(-n_tiles // panel),
             w.format.number, w.layout, w.address, w.row_bytes, d_out, d_in, panel,
@@ -273,13 +275,13 @@ class NumbaOps(NumpyOps):
     def _multiply_floats(self, x: Array, w: FloatMatrix) -> Array:
         """The same in float32."""
         n, (d_out, d_in) = len(x), w.shape
-        n_groups, n_tiles, size = -(-n // TOKENS), -(-d_out // ROWS), 4 * ROWS * d_in
-        if n % TOKENS:
-            x = np.pad(x, ((0, -n % TOKENS), (0, 0)))
-        y = self.jobs.empty(n_groups * TOKENS, n_tiles * ROWS)
+        n_groups, n_items, columns = -(-n // FLOAT_TOKENS), -(-d_out // (SIDES * ROWS)), SIDES * ROWS
+        if n % FLOAT_TOKENS:
+            x = np.pad(x, ((0, -n % FLOAT_TOKENS), (0, 0)))
+        y, size = self.jobs.empty(n_groups * FLOAT_TOKENS, n_items * columns), 4 * columns * d_in
         scratch, at = self.jobs.room("tiles", size * self.threads), self.jobs.address
         self.jobs.run(
-            products.multiply_floats, n_tiles,
+            products.multiply_floats, n_items,
             w.address, d_out, d_in, at(x), n_groups, at(y), 4 * y.shape[1], scratch, size,
         )  # fmt: skip
         return y[:n, :d_out]
@@ -296,7 +298,7 @@ class NumbaOps(NumpyOps):
     def _sum(self, x: Array, y: Array, to: Array) -> Part:
         """The job to = x + y, of float32 in a row; ``to`` may be x."""
         step, at = _step(x.size), self.jobs.address
-        return rowwise.add, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
+        return rowwise.sum_of_two, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         x, w = self.jobs.floats(x), self.jobs.floats(weight)
@@ -349,7 +351,7 @@ class NumbaOps(NumpyOps):
         # Heads that share keys go together, unless that leaves too few items for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
         n_blocks = -(-n // attention.QUERIES)
-        queries = -(-n // (n_blocks * TOKENS)) * TOKENS  # of a block: the last shall not be a small one
+        queries = -(-n // (n_blocks * FLOAT_TOKENS)) * FLOAT_TOKENS  # of a block: the last shall not be small
         n_items = n * n_head // heads if few else n_head * -(-n // queries)
         self.jobs.run(
             job, n_items, at(q), at(k), at(v), at(y),

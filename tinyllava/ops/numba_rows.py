@@ -13,12 +13,18 @@ import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
 from tinyllava.ops.instructions import (
+    add,
     float_at,
     float_of_bits,
+    larger,
+    largest_lane,
     load_floats,
+    no_floats,
     power_of_two,
     put_half,
     put_halves,
+    times,
+    total,
 )
 from tinyllava.ops.team import floats_at, numbers_at
 
@@ -62,11 +68,15 @@ def peaks(args: int, item: int, _who: int) -> None:
     """x, y, n rows, d columns, rows for each item: y[t] = a row's largest square over the mean of its squares."""
     a = numbers_at(args)
     n, d = a[2], a[3]
-    x, y = floats_at(a[0], n, d), floats_at(a[1], 1, n)[0]
+    y = floats_at(a[1], 1, n)[0]
     for t in range(item * a[4], min(n, (item + 1) * a[4])):
-        squares, largest = np.float32(0.0), np.float32(0.0)
-        for i in range(d):
-            square = x[t, i] * x[t, i]
+        row, sums, top = a[0] + 4 * t * d, no_floats(), no_floats()
+        for i in range(0, d - 15, 16):
+            square = times(load_floats(row + 4 * i), load_floats(row + 4 * i))
+            sums, top = add(sums, square), larger(square, top)
+        squares, largest = total(sums), largest_lane(top)
+        for i in range(d // 16 * 16, d):
+            square = float_at(row + 4 * i) * float_at(row + 4 * i)
             squares += square
             largest = max(largest, square)
         y[t] = largest * np.float32(d) / squares if squares > 0 else np.float32(0.0)
@@ -163,7 +173,7 @@ def swiglu(args: int, item: int, _who: int) -> None:
 
 
 @job
-def add(args: int, item: int, _who: int) -> None:
+def sum_of_two(args: int, item: int, _who: int) -> None:
     """x + other, of the same shape. Arguments: x, y, count, count for each item, other; y may be x."""
     a = numbers_at(args)
     x, y, other = part(a, 0, item), part(a, 1, item), part(a, 4, item)

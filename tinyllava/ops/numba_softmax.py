@@ -9,30 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from tinyllava.ops.compiled import kernel
-from tinyllava.ops.instructions import add, everywhere, load_floats, no_floats, put_float, put_floats, total
-from tinyllava.ops.simd import FLOATS, I32, INTS, call, constant, emit_fused, instruction, pick, splat
+from tinyllava.ops.instructions import (
+    add,
+    everywhere,
+    larger,
+    largest_lane,
+    load_floats,
+    no_floats,
+    put_float,
+    put_floats,
+    total,
+)
+from tinyllava.ops.simd import FLOATS, INTS, call, constant, emit_fused, instruction, splat
 
 LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504088896, 0.693359375, -2.12194440e-4
 TERMS = (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)
 LEAST = -87.0  # of a logarithm; below it e^x is no normal number
-
-
-@instruction("v:vv")
-def larger(builder: Any, a: Any, b: Any) -> Any:
-    """The larger of each two; where a is NaN, b."""
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-@instruction("f:v")
-def largest_lane(builder: Any, v: Any) -> Any:
-    """The largest of 16."""
-    for width in (8, 4, 2, 1):
-        halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
-        v = builder.select(builder.fcmp_ordered(">", *halves), *halves)
-    return builder.extract_element(v, ir.Constant(I32, 0))
 
 
 @instruction("v:vf")

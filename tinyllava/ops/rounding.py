@@ -24,6 +24,7 @@ from tinyllava.ops.simd import (
     instruction,
     load,
     pick,
+    plus,
     splat,
     store,
 )
@@ -135,3 +136,88 @@ def words_of_columns(builder: Any, columns: Any, to: Any) -> None:
         low, high = builder.and_(low, constant(INTS, 0xFFFF)), builder.shl(high, constant(INTS, 16))
         store(builder, builder.or_(low, high), to, 64 * j)
     store(builder, scale, to, 2048)
+
+
+# ---- 16 blocks of 32 numbers at once; in a vector for all of them, lane b is block b's
+
+
+def _fold_each(builder: Any, address: Any, join: Any) -> Any:
+    """16 vectors, one after the other at an address -> one vector, whose lane b is all lanes of vector b, joined.
+
+    Neighbours meet four times: of each, the halves of its groups are joined, so that 16 lanes of one vector become
+    8 of two, 4 of four, 2 of eight, 1 of sixteen.
+    """
+    vectors = [load(builder, address, FLOATS, 64 * i) for i in range(16)]
+    for width in (8, 4, 2, 1):
+        lower = [lane + i for lane in range(0, 16, 2 * width) for i in range(width)]
+        halves = [[*lanes, *(16 + lane for lane in lanes)] for lanes in (lower, [i + width for i in lower])]
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [join(builder, *(pick(builder, *pair, lanes) for lanes in halves)) for pair in pairs]
+    return vectors[0]
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _smaller(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@instruction("v:i")
+def sums_of_each(builder: Any, address: Any) -> Any:
+    """16 vectors at an address -> the sum of each."""
+    return _fold_each(builder, address, lambda builder, a, b: builder.fadd(a, b))
+
+
+@instruction("-:ii")
+def put_ends(builder: Any, address: Any, to: Any) -> None:
+    """32 floats -> a vector with their largest among its lanes, and 16 vectors on one with their smallest."""
+    parts = [load(builder, address, FLOATS, at) for at in (0, 64)]
+    store(builder, _larger(builder, *parts), to)
+    store(builder, _smaller(builder, *parts), to, 1024)
+
+
+@instruction("v:i")
+def extremes_of_each(builder: Any, address: Any) -> Any:
+    """What put_ends wrote for 16 blocks -> of each, the number of largest magnitude, sign included."""
+    high = _fold_each(builder, address, _larger)
+    low = _fold_each(builder, plus(builder, address, 1024), _smaller)
+    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+
+
+@instruction("v:v")
+def inverse_or_zero(builder: Any, v: Any) -> Any:
+    """1 / v, and 0 where v is 0."""
+    none = builder.fcmp_ordered("==", v, constant(FLOATS, 0.0))
+    return builder.select(none, v, builder.fdiv(constant(FLOATS, 1.0), v))
+
+
+@instruction("v:vvvv")
+def where_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """x where a < b, else y."""
+    return builder.select(builder.fcmp_ordered("<", a, b), x, y)
+
+
+@instruction("v:if")
+def rounding_errors(builder: Any, address: Any, inverse: Any) -> Any:
+    """Of 32 floats times ``inverse``, the squared distances to the nearest whole numbers, two in each lane."""
+    squares = constant(FLOATS, 0.0)
+    for at in (0, 64):
+        v = builder.fmul(load(builder, address, FLOATS, at), splat(builder, inverse))
+        difference = builder.fsub(v, call(builder, "llvm.rint.v16f32", FLOATS, v))
+        squares = emit_fused(builder, difference, difference, squares)
+    return squares
+
+
+@instruction("-:ifii")
+def put_rounded(builder: Any, address: Any, inverse: Any, to: Any, sums: Any) -> None:
+    """32 floats times ``inverse`` -> 32 x s8; and as floats their first 16, and 16 vectors on the others."""
+    for half, v in enumerate(_quantize(builder, address, inverse, 127.0, to, I8)):
+        store(builder, builder.sitofp(v, FLOATS), sums, 1024 * half)
+
+
+@instruction("-:iv")
+def put_ints(builder: Any, address: Any, values: Any) -> None:
+    """Store 16 whole numbers, held as floats, as int32."""
+    store(builder, builder.fptosi(values, INTS), address)

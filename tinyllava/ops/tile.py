@@ -1,16 +1,19 @@
 """The inner loops of matrix products, written as LLVM code by Python loops that do the unrolling.
 
-A tile is ROWS rows of weights against TOKENS rows of activations: TOKENS accumulators of 16 lanes, one lane for
-each row of weights, that stay in registers while the loop walks along the rows.
+A tile is ROWS rows of weights. SIDES of them, side by side, meet TOKENS rows of activations: SIDES x TOKENS
+accumulators of 16 lanes, one lane for each row of weights, that stay in registers while the loop walks along the
+rows. With two sides, what is loaded is used more than once: a processor that multiplies twice a cycle (Zen 5) can
+load no more than twice, either.
 
 Operands are records, one for each 32 columns (64 of 16-bit numbers), that the loop reads from front to back:
 
     weights      for j in 0..7:  | row 0: q[4j..4j+3] | row 1: q[4j..4j+3] | ... | row 15 |     8 x 64 bytes
                  scales d: 16 floats, one for each row (two sets if a block is 16 wide), then the minima m alike
-    activations  | token 0: 32 x s8 | ... | token 7: 32 x s8 |, scales d: 8 floats, sums: 8 (two sets)
+    activations  | token 0: 32 x s8 | ... | token 5: 32 x s8 |, scales d: 6 floats, sums: 6 (two sets)
 
-In step j every token's four bytes are sent to all 16 lanes and meet the weights in one ``dot4``. After the last
-the integers become floats and are multiplied by both scales. Two ways to treat w = d * (q - c) or w = d * q + m:
+In step j every token's four bytes are sent to all 16 lanes and meet each side's weights in one ``dot4``. After
+the last the integers become floats and are multiplied by both scales. Two ways to treat w = d * (q - c) or
+w = d * q + m:
 
     "offset"  the constant c is the format's; sums hold -c * sum(x) as int32, where accumulation starts
     "minimum" m differs from block to block; sums hold d * sum(x) as float32, to be multiplied by m
@@ -45,8 +48,12 @@ from tinyllava.ops.simd import (
     store,
 )
 
+# Two accumulators of each kind, sums and sums of sums: what 32 registers of 512 bits hold, or 16 of 256.
+WIDE = "avx512f" in FEATURES
 ROWS = 16
-TOKENS = 8 if "avx512f" in FEATURES else 2  # what 32 registers of 512 bits hold, or 16 of 256
+SIDES = 2 if WIDE else 1
+TOKENS = 6 if WIDE else 2
+FLOAT_TOKENS = 12 if WIDE else 2  # float32 needs but one kind
 BLOCK = 32  # columns of a block, and of a record of bytes
 
 
@@ -120,28 +127,35 @@ def _loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
     return list(found)
 
 
-def _record(builder: Any, layout: Layout, w: Any, x: Any, accumulators: list[Any]) -> list[Any]:
-    """One record of weights at address w against one of activations at x."""
-    sums = [[_start(builder, layout, x, t, g) for t in range(TOKENS)] for g in range(layout.groups)]
+def _record(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
+    """One record of weights at each of the addresses ws against one of activations at x."""
+    sums = [[_start(builder, layout, x, t, g) for t in range(TOKENS) for _ in ws] for g in range(layout.groups)]
     for j in range(layout.steps):
-        weights = load(builder, w, INTS, 64 * j)
+        weights = [load(builder, w, INTS, 64 * j) for w in ws]
         group = sums[j * layout.groups // layout.steps]
         for t in range(TOKENS):
             activations = splat(builder, load(builder, x, I32, 4 * (t * layout.steps + j)))
-            group[t] = _dot(builder, layout, group[t], weights, activations)
-    for t in range(TOKENS):
-        scaled = None
-        for g in range(layout.groups):
-            d, dots = load(builder, w, FLOATS, layout.w_scales + 64 * g), builder.sitofp(sums[g][t], FLOATS)
-            scaled = builder.fmul(d, dots) if scaled is None else emit_fused(builder, d, dots, scaled)
-        scale = splat(builder, load(builder, x, F32, layout.x_scales + 4 * t))
-        accumulators[t] = emit_fused(builder, scaled, scale, accumulators[t])
-        if layout.sums == "minimum":
-            for g in range(layout.groups):
-                m = load(builder, w, FLOATS, layout.w_minima + 64 * g)
-                total = splat(builder, load(builder, x, F32, layout.x_sums + 4 * (TOKENS * g + t)))
-                accumulators[t] = emit_fused(builder, m, total, accumulators[t])
-    return accumulators
+            for i, side in enumerate(weights, t * SIDES):
+                group[i] = _dot(builder, layout, group[i], side, activations)
+    return [
+        _scaled(builder, layout, (ws[i % SIDES], x, i // SIDES), [group[i] for group in sums], accumulator)
+        for i, accumulator in enumerate(accumulators)
+    ]
+
+
+def _scaled(builder: Any, layout: Layout, at: tuple[Any, Any, int], sums: list[Any], accumulator: Any) -> Any:
+    """accumulator + the integer sums of a record's groups, scaled; ``at``: weights, activations, token."""
+    (w, x, t), scaled = at, None
+    for g, integers in enumerate(sums):
+        d, dots = load(builder, w, FLOATS, layout.w_scales + 64 * g), builder.sitofp(integers, FLOATS)
+        scaled = builder.fmul(d, dots) if scaled is None else emit_fused(builder, d, dots, scaled)
+    scale = splat(builder, load(builder, x, F32, layout.x_scales + 4 * t))
+    accumulator = emit_fused(builder, scaled, scale, accumulator)
+    for g in range(layout.groups if layout.sums == "minimum" else 0):
+        m = load(builder, w, FLOATS, layout.w_minima + 64 * g)
+        total = splat(builder, load(builder, x, F32, layout.x_sums + 4 * (TOKENS * g + t)))
+        accumulator = emit_fused(builder, m, total, accumulator)
+    return accumulator
 
 
 def _start(builder: Any, layout: Layout, x: Any, t: int, g: int) -> Any:
@@ -156,47 +170,67 @@ def _dot(builder: Any, layout: Layout, sums: Any, weights: Any, activations: Any
     return emit(builder, sums, builder.bitcast(weights, kind), builder.bitcast(activations, kind))
 
 
-def _tile(layout: Layout) -> Any:
-    """An intrinsic tile(w, x, y, y_step, n_records): y[t] += 16 sums for each token, y_step bytes apart."""
+def _sides(builder: Any, start: Any, step: Any) -> list[Any]:
+    """Where each side's weights begin."""
+    return [builder.add(start, builder.mul(step, ir.Constant(I64, side))) for side in range(SIDES)]
 
-    def emit(builder: Any, w: Any, x: Any, y: Any, y_step: Any, n_records: Any) -> None:
-        rows = [builder.add(y, builder.mul(y_step, ir.Constant(I64, t))) for t in range(TOKENS)]
+
+def _places(builder: Any, y: Any, y_step: Any, tokens: int) -> list[Any]:
+    """Where each accumulator belongs: token by token, a side's 16 columns beside the other's."""
+    rows = [builder.add(y, builder.mul(y_step, ir.Constant(I64, t))) for t in range(tokens)]
+    return [builder.add(row, ir.Constant(I64, 64 * side)) for row in rows for side in range(SIDES)]
+
+
+def _tile(layout: Layout) -> Any:
+    """An intrinsic tile(w, w_side, x, y, y_step, n_records): y[t] += SIDES * 16 sums for each token.
+
+    ``w_side`` bytes lie between the sides' weights, ``y_step`` between tokens. A last side that has no tile of its
+    own may meet the one before again (w_side = 0) if there is room for the sums.
+    """
+
+    def emit(builder: Any, w: Any, w_side: Any, x: Any, y: Any, y_step: Any, n_records: Any) -> None:
+        sides, places = _sides(builder, w, w_side), _places(builder, y, y_step, TOKENS)
 
         def body(i: Any, accumulators: list[Any]) -> list[Any]:
-            w_at = builder.add(w, builder.mul(i, ir.Constant(I64, layout.w_size)))
+            w_at = builder.mul(i, ir.Constant(I64, layout.w_size))
             x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
-            return _record(builder, layout, w_at, x_at, accumulators)
+            return _record(builder, layout, [builder.add(w, w_at) for w in sides], x_at, accumulators)
 
-        sums = _loop(builder, n_records, [load(builder, row, FLOATS) for row in rows], body)
-        for row, value in zip(rows, sums, strict=True):
-            store(builder, value, row)
+        sums = _loop(builder, n_records, [load(builder, place, FLOATS) for place in places], body)
+        for place, value in zip(places, sums, strict=True):
+            store(builder, value, place)
 
-    return instruction("-:iiiii")(emit)
+    return instruction("-:iiiiii")(emit)
 
 
 tile_offset, tile_minimum, tile_offset_2, tile_minimum_2, tile_words = (_tile(layout) for layout in LAYOUTS)
 
 
-@instruction("-:iiiiiii")
-def outer(builder: Any, w: Any, w_step: Any, x: Any, x_step: Any, y: Any, y_step: Any, n: Any) -> None:
-    """y[t, r] += sum over k < n of x[t, k] * w[k, r], for TOKENS rows t and ROWS columns r, all float32.
+@instruction("-:iiiiiiii")
+def outer(
+    builder: Any, w: Any, w_step: Any, w_side: Any, x: Any, x_step: Any, y: Any, y_step: Any, n: Any
+) -> None:
+    """y[t, r] += sum over k < n of x[t, k] * w[k, r], for FLOAT_TOKENS rows t, SIDES * 16 columns r; float32.
 
-    Steps are bytes from one row of x, w or y to the next.
+    Steps are bytes from one row of x, w or y to the next; ``w_side`` bytes lie between the first 16 columns of w
+    and the others.
     """
-    rows = [builder.add(y, builder.mul(y_step, ir.Constant(I64, t))) for t in range(TOKENS)]
-    xs = [builder.add(x, builder.mul(x_step, ir.Constant(I64, t))) for t in range(TOKENS)]
+    sides, places = _sides(builder, w, w_side), _places(builder, y, y_step, FLOAT_TOKENS)
+    xs = [builder.add(x, builder.mul(x_step, ir.Constant(I64, t))) for t in range(FLOAT_TOKENS)]
 
     def body(k: Any, accumulators: list[Any]) -> list[Any]:
-        weights = load(builder, builder.add(w, builder.mul(k, w_step)), FLOATS)
+        down = builder.mul(k, w_step)
+        weights = [load(builder, builder.add(side, down), FLOATS) for side in sides]
         at = builder.shl(k, ir.Constant(I64, 2))
-        for t in range(TOKENS):
+        for t in range(FLOAT_TOKENS):
             value = splat(builder, load(builder, builder.add(xs[t], at), F32))
-            accumulators[t] = emit_fused(builder, value, weights, accumulators[t])
+            for i, side in enumerate(weights, t * SIDES):
+                accumulators[i] = emit_fused(builder, value, side, accumulators[i])
         return accumulators
 
-    sums = _loop(builder, n, [load(builder, row, FLOATS) for row in rows], body)
-    for row, value in zip(rows, sums, strict=True):
-        store(builder, value, row)
+    sums = _loop(builder, n, [load(builder, place, FLOATS) for place in places], body)
+    for place, value in zip(places, sums, strict=True):
+        store(builder, value, place)
 
 
 # ---- bringing weights into records

@@ -1,0 +1,163 @@
+"""linear for many tokens, first half: activations x (n, d) become records, as tile.py has them.
+
+Sixteen blocks of 32 numbers are rounded at a time, so that what is decided for a block (the step, which of four is
+best) is decided for 16 in one vector. Reference of the rounding itself: best_step in rounding.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyllava.ops.compiled import job, kernel
+from tinyllava.ops.instructions import (
+    add,
+    everywhere,
+    float_at,
+    load_floats,
+    no_floats,
+    put_float,
+    put_floats,
+    put_int,
+    times,
+    word_at,
+)
+from tinyllava.ops.rounding import (
+    X_WORD,
+    extreme,
+    extremes_of_each,
+    inverse_or_zero,
+    put_ends,
+    put_ints,
+    put_rounded,
+    quantize_words,
+    rounding_errors,
+    sums_of_each,
+    where_less,
+)
+from tinyllava.ops.team import numbers_at
+from tinyllava.ops.tile import BLOCK, LAYOUTS, TOKENS
+
+WORDS = len(LAYOUTS) - 1  # the number of the layout for 16-bit floats
+COLUMNS = tuple(layout.columns for layout in LAYOUTS)
+X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
+X_SCALES = tuple(layout.x_scales for layout in LAYOUTS)
+X_SUMS = tuple(layout.x_sums for layout in LAYOUTS)
+
+SLICE = 1024  # columns that are multiplied by some groups of tokens before the next
+BLOCKS = 16  # that are rounded together
+# Scratch of a thread: steps, their inverses, sums of the halves (a vector each), then two vectors a block.
+STEPS, INVERSES, FIRST, SECOND, PARTS = 0, 64, 128, 192, 256
+QUANTIZE_ROOM = PARTS + 2 * 64 * BLOCKS
+TOPS = (-128.0, -127.0, -126.0, -125.0)  # what a block's largest number may become
+
+
+@kernel
+def record_of(group: int, b: int, n: int, n_records: int, slice_records: int) -> int:
+    """Where the b-th record of a group of tokens stands: slice by slice, and group by group in each."""
+    first = b // slice_records * slice_records
+    return first * ((n + TOKENS - 1) // TOKENS) + group * min(slice_records, n_records - first) + b - first
+
+
+@job
+def quantize_tokens(args: int, item: int, who: int) -> None:
+    """Tokens item * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros.
+
+    x, n, d, layout, the constant c, where the records go, scratch.
+    """
+    a = numbers_at(args)
+    x, n, d, layout, room = a[0], a[1], a[2], a[3], a[6] + who * QUANTIZE_ROOM
+    columns, size = COLUMNS[layout], X_SIZE[layout]
+    for t in range(TOKENS):
+        token = TOKENS * item + t
+        for start in range(0, d, SLICE):
+            at = a[5] + record_of(item, start // columns, n, d // columns, SLICE // columns) * size
+            here = x + 4 * (token * d + start)
+            count = min(SLICE, d - start) // columns
+            if token >= n:
+                for b in range(count):
+                    clear_block(at + b * size, layout, t)
+            elif layout == WORDS:
+                for b in range(count):
+                    block_of_words(here + 4 * columns * b, at + b * size, t)
+            else:
+                for b in range(0, count, BLOCKS):
+                    few = min(BLOCKS, count - b)
+                    blocks_of_bytes(here + 128 * b, few, at + b * size, layout, a[4], t, room)
+
+
+@kernel
+def clear_block(record: int, layout: int, t: int) -> None:
+    """A token that is not there: zeros in its part of a record."""
+    size = X_SCALES[layout] // TOKENS
+    for i in range(0, size, 4):
+        put_int(record + t * size + i, 0)
+    for i in range(t, (X_SIZE[layout] - X_SCALES[layout]) // 4, TOKENS):
+        put_int(record + X_SCALES[layout] + 4 * i, 0)
+
+
+@kernel
+def best_steps(x: int, count: int, room: int) -> None:
+    """The best step of each of ``count`` blocks at x, and its inverse -> STEPS and INVERSES of the scratch."""
+    parts = room + PARTS
+    for b in range(count):
+        put_ends(x + 128 * b, parts + 64 * b)
+    for b in range(count, BLOCKS):
+        put_floats(parts + 64 * b, no_floats())
+        put_floats(parts + 64 * b + 1024, no_floats())
+    ends = extremes_of_each(parts)
+    inverse = inverse_or_zero(ends)
+    best, least = no_floats(), everywhere(np.float32(np.inf))
+    for top in TOPS:
+        step = times(ends, everywhere(np.float32(1.0 / top)))
+        put_floats(room + INVERSES, times(inverse, everywhere(np.float32(top))))
+        for b in range(count):
+            put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(room + INVERSES + 4 * b)))
+        error = times(sums_of_each(parts), times(step, step))
+        best, least = where_less(error, least, step, best), where_less(error, least, error, least)
+    best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less
+    put_floats(room + STEPS, best)
+    put_floats(room + INVERSES, inverse_or_zero(best))
+
+
+@kernel
+def blocks_of_bytes(x: int, count: int, record: int, layout: int, offset: int, t: int, room: int) -> None:
+    """``count`` <= 16 blocks of 32 floats at x -> token t's bytes, scales and sums in as many records."""
+    best_steps(x, count, room)
+    parts, size = room + PARTS, X_SIZE[layout]
+    for b in range(count):
+        inverse = float_at(room + INVERSES + 4 * b)
+        put_rounded(x + 128 * b, inverse, record + b * size + t * BLOCK, parts + 64 * b)
+    first, second = sums_of_each(parts), sums_of_each(parts + 1024)
+    if layout < 2:
+        first = add(first, second)
+    put_sums(first, room + FIRST, layout, offset, room)
+    put_sums(second, room + SECOND, layout, offset, room)
+    for b in range(count):
+        at = record + b * size + X_SCALES[layout] + 4 * t
+        put_float(at, float_at(room + STEPS + 4 * b))
+        put_int(at + 4 * TOKENS, word_at(room + FIRST + 4 * b))
+        if layout >= 2:
+            put_int(at + 8 * TOKENS, word_at(room + SECOND + 4 * b))
+
+
+@kernel
+def put_sums(sums: Any, to: int, layout: int, offset: int, room: int) -> None:
+    """Sums of 16 blocks' bytes as records want them: times -c as whole numbers, or times the steps."""
+    if layout % 2 == 0:
+        put_ints(to, times(sums, everywhere(np.float32(-offset))))
+    else:
+        put_floats(to, times(sums, load_floats(room + STEPS)))
+
+
+@kernel
+def block_of_words(x: int, record: int, t: int) -> None:
+    """64 floats at x -> token t's words and scale."""
+    d = extreme(x) / np.float32(-X_WORD)
+    second = extreme(x + 128) / np.float32(-X_WORD)
+    d = d if abs(d) > abs(second) else second + np.float32(0.0) * d  # NaN if either is
+    inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
+    quantize_words(x, inverse, record + t * 128)
+    quantize_words(x + 128, inverse, record + t * 128 + 64)
+    put_float(record + X_SCALES[WORDS] + 4 * t, d)
