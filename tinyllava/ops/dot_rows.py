@@ -13,6 +13,7 @@ import numpy as np
 from tinyllava.ops import instructions as simd
 from tinyllava.ops import lanes
 from tinyllava.ops.compiled import kernel
+from tinyllava.ops.folds import total, total_of_upper_half
 from tinyllava.ops.formats import (
     minima_q2_k,
     pair_q4_0,
@@ -43,8 +44,6 @@ from tinyllava.ops.instructions import (
     prefetch,
     quarters_apart,
     to_floats,
-    total,
-    total_of_upper_half,
 )
 from tinyllava.ops.lanes import by_half, by_quarter, halves_apart, lower_and_upper
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
+from tinyllava.ops.folds import sums_of_each
 from tinyllava.ops.instructions import (
     everywhere,
     float_at,
@@ -28,7 +29,6 @@ from tinyllava.ops.instructions import (
     put_float,
     put_floats,
     times,
-    total,
 )
 from tinyllava.ops.numba_rows import exp
 from tinyllava.ops.numba_softmax import exponentials, largest, pad
@@ -38,6 +38,7 @@ from tinyllava.ops.tile import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
 QUERIES = 120 // FLOAT_TOKENS * FLOAT_TOKENS  # of a block, at most
 KEYS = 64
 COLUMNS = SIDES * ROWS  # that a product gives at once
+TOKEN_ROOM = 17 * 16  # floats of scratch for one query, besides the query and the scores
 
 
 @kernel
@@ -195,14 +196,27 @@ def mix_block(scores, v, o, count, n_keys) -> None:  # type: ignore[no-untyped-d
 
 
 @kernel
-def score(q: int, key: int, is_half: bool, d: int) -> float:
-    """The product of a float32 query and a key, both of d numbers."""
-    size, sums, rest = 2 if is_half else 4, no_floats(), np.float32(0.0)
+def partial_scores(q: int, key: int, is_half: bool, d: int) -> Any:
+    """The product of a float32 query and a key, both of d numbers: 16 sums, of which the score is the sum."""
+    size, sums = 2 if is_half else 4, no_floats()
     for i in range(0, d - 15, 16):
         sums = fused(sixteen_at(key + size * i, is_half), load_floats(q + 4 * i), sums)
+    return sums
+
+
+@kernel
+def score_keys(q: int, keys: int, step: int, is_half: bool, d: int, m: int, to: int, room: int) -> None:
+    """The scores of m keys, ``step`` bytes apart, sixteen at a time; room for 16 vectors at ``room``."""
+    size = 2 if is_half else 4
+    for first in range(0, m, 16):
+        count = min(16, m - first)
+        for j in range(count):
+            put_floats(room + 64 * j, partial_scores(q, keys + (first + j) * step, is_half, d))
+        put_floats(to + 4 * first, sums_of_each(room))
     for i in range(d // 16 * 16, d):
-        rest += one_at(key + size * i, is_half) * float_at(q + 4 * i)
-    return total(sums) + rest
+        for j in range(m):
+            more = one_at(keys + j * step + size * i, is_half) * float_at(q + 4 * i)
+            put_float(to + 4 * j, float_at(to + 4 * j) + more)
 
 
 @kernel
@@ -227,10 +241,9 @@ def mix_four(o: int, values: int, step: int, is_half: bool, d: int, weights: Any
 
 @kernel
 def attend_head(q: int, keys: int, values: int, o: Any, a: Any, m: int, scores: Any) -> None:
-    """softmax(q k^T) v of one query (already scaled) over m keys -> o (d,); scores is room for m + 16 numbers."""
+    """softmax(q k^T) v of one query (already scaled) over m keys -> o (d,); room for m numbers and 17 vectors."""
     d, is_half, row, n = a[7], a[10] != 0, scores.ctypes.data, (m + 15) // 16 * 16
-    for j in range(m):
-        scores[j] = score(q, keys + j * a[11], is_half, d)
+    score_keys(q, keys, a[11], is_half, d, m, row, row + 4 * n)
     pad(row, m, n)
     sums = exponentials(row, n, largest(row, n, np.float32(-np.inf)))
     o[:] = np.float32(0.0)
@@ -250,10 +263,10 @@ def attend_token(args: int, item: int, who: int) -> None:
     n, n_head, d, heads = a[4], a[5], a[7], a[17]
     t, first = item // (n_head // heads), item % (n_head // heads) * heads
     m = keys_of(a) - (n - t - 1 if a[9] else 0)
-    room = floats_at(a[15] + who * a[16], 1, m + 16 + d)[0]
-    q = room[m + 16 :]
+    room = floats_at(a[15] + who * a[16], 1, m + TOKEN_ROOM + d)[0]
+    q = room[m + TOKEN_ROOM :]
     for head in range(first, first + heads):
         kv, at = head // (n_head // a[6]), (t * n_head + head) * d * 4
         copy_row(a[0] + at, False, d, q, np.float32(1.0 / math.sqrt(d)))
         keys, values = a[1] + kv * a[12], a[2] + kv * a[14]
-        attend_head(q.ctypes.data, keys, values, floats_at(a[3] + at, 1, d)[0], a, m, room[: m + 16])
+        attend_head(q.ctypes.data, keys, values, floats_at(a[3] + at, 1, d)[0], a, m, room[: m + TOKEN_ROOM])

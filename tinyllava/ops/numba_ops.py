@@ -344,7 +344,7 @@ class NumbaOps(NumpyOps):
         (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.jobs.length(k, v)
         y, at = self.jobs.empty(*q.shape), self.jobs.address
         few = n <= DOT_TOKENS
-        size = 4 * (most + 16 + d) if few else 4 * int(attention.scratch_floats(d))
+        size = 4 * (most + attention.TOKEN_ROOM + d) if few else 4 * int(attention.scratch_floats(d))
         size = -(-size // 64) * 64
         scratch = self.jobs.room("attention", size * self.threads)
         job = attention.attend_token if few else attention.attend_block

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
+from tinyllava.ops.folds import sums_of_each
 from tinyllava.ops.instructions import (
     add,
     everywhere,
@@ -33,7 +34,6 @@ from tinyllava.ops.rounding import (
     put_rounded,
     quantize_words,
     rounding_errors,
-    sums_of_each,
     where_less,
 )
 from tinyllava.ops.team import numbers_at

@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
+from tinyllava.ops.folds import larger, largest_lane, total
 from tinyllava.ops.instructions import (
     add,
     float_at,
     float_of_bits,
-    larger,
-    largest_lane,
     load_floats,
     no_floats,
     power_of_two,
     put_half,
     put_halves,
     times,
-    total,
 )
 from tinyllava.ops.team import floats_at, numbers_at
 

@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import kernel
+from tinyllava.ops.folds import larger, largest_lane, total
 from tinyllava.ops.instructions import (
     add,
     everywhere,
-    larger,
-    largest_lane,
     load_floats,
     no_floats,
     put_float,
     put_floats,
-    total,
 )
 from tinyllava.ops.simd import FLOATS, INTS, call, constant, emit_fused, instruction, splat
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.instructions import fold
+from tinyllava.ops.folds import fold, fold_each, larger_lanes, smaller_lanes
 from tinyllava.ops.simd import (
     F32,
     FLOATS,
@@ -141,48 +141,19 @@ def words_of_columns(builder: Any, columns: Any, to: Any) -> None:
 # ---- 16 blocks of 32 numbers at once; in a vector for all of them, lane b is block b's
 
 
-def _fold_each(builder: Any, address: Any, join: Any) -> Any:
-    """16 vectors, one after the other at an address -> one vector, whose lane b is all lanes of vector b, joined.
-
-    Neighbours meet four times: of each, the halves of its groups are joined, so that 16 lanes of one vector become
-    8 of two, 4 of four, 2 of eight, 1 of sixteen.
-    """
-    vectors = [load(builder, address, FLOATS, 64 * i) for i in range(16)]
-    for width in (8, 4, 2, 1):
-        lower = [lane + i for lane in range(0, 16, 2 * width) for i in range(width)]
-        halves = [[*lanes, *(16 + lane for lane in lanes)] for lanes in (lower, [i + width for i in lower])]
-        pairs = zip(vectors[::2], vectors[1::2], strict=True)
-        vectors = [join(builder, *(pick(builder, *pair, lanes) for lanes in halves)) for pair in pairs]
-    return vectors[0]
-
-
-def _larger(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _smaller(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
-
-
-@instruction("v:i")
-def sums_of_each(builder: Any, address: Any) -> Any:
-    """16 vectors at an address -> the sum of each."""
-    return _fold_each(builder, address, lambda builder, a, b: builder.fadd(a, b))
-
-
 @instruction("-:ii")
 def put_ends(builder: Any, address: Any, to: Any) -> None:
     """32 floats -> a vector with their largest among its lanes, and 16 vectors on one with their smallest."""
     parts = [load(builder, address, FLOATS, at) for at in (0, 64)]
-    store(builder, _larger(builder, *parts), to)
-    store(builder, _smaller(builder, *parts), to, 1024)
+    store(builder, larger_lanes(builder, *parts), to)
+    store(builder, smaller_lanes(builder, *parts), to, 1024)
 
 
 @instruction("v:i")
 def extremes_of_each(builder: Any, address: Any) -> Any:
     """What put_ends wrote for 16 blocks -> of each, the number of largest magnitude, sign included."""
-    high = _fold_each(builder, address, _larger)
-    low = _fold_each(builder, plus(builder, address, 1024), _smaller)
+    high = fold_each(builder, address, larger_lanes)
+    low = fold_each(builder, plus(builder, address, 1024), smaller_lanes)
     return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
 
 
