@@ -64,13 +64,12 @@ def largest_lane(builder: Any, v: Any) -> Any:
 # ---- sixteen vectors
 
 
-def fold_each(builder: Any, address: Any, join: Any) -> Any:
-    """16 vectors, one after the other at an address -> one vector, whose lane b is all lanes of vector b, joined.
+def fold_each(builder: Any, vectors: list[Any], join: Any) -> Any:
+    """16 vectors -> one, whose lane i is all lanes of vector i, joined.
 
     Neighbours meet four times: of each, the halves of its groups are joined, so that 16 lanes of one vector become
     8 of two, 4 of four, 2 of eight, 1 of sixteen.
     """
-    vectors = [load(builder, address, FLOATS, 64 * i) for i in range(16)]
     for width in (8, 4, 2, 1):
         lower = [lane + i for lane in range(0, 16, 2 * width) for i in range(width)]
         halves = [[*lanes, *(16 + lane for lane in lanes)] for lanes in (lower, [i + width for i in lower])]
@@ -79,7 +78,17 @@ def fold_each(builder: Any, address: Any, join: Any) -> Any:
     return vectors[0]
 
 
+def load_sixteen(builder: Any, address: Any) -> list[Any]:
+    """16 vectors, one after the other at an address."""
+    return [load(builder, address, FLOATS, 64 * i) for i in range(16)]
+
+
+def sum_lanes(builder: Any, a: Any, b: Any) -> Any:
+    """a + b."""
+    return builder.fadd(a, b)
+
+
 @instruction("v:i")
 def sums_of_each(builder: Any, address: Any) -> Any:
     """16 vectors at an address -> the sum of each."""
-    return fold_each(builder, address, lambda builder, a, b: builder.fadd(a, b))
+    return fold_each(builder, load_sixteen(builder, address), sum_lanes)

@@ -55,9 +55,8 @@ def half_at(builder: Any, address: Any) -> Any:
     return half_by_integers(builder, builder.zext(half, I32))
 
 
-@instruction("v:i")
-def load_halves(builder: Any, address: Any) -> Any:
-    """16 half-precision numbers."""
+def load_half_vector(builder: Any, address: Any) -> Any:
+    """16 half-precision numbers, as float32."""
     if HARDWARE_HALF:
         return builder.fpext(load(builder, address, ir.VectorType(ir.HalfType(), 16)), FLOATS)
     v = ir.Constant(FLOATS, ir.Undefined)
@@ -65,6 +64,12 @@ def load_halves(builder: Any, address: Any) -> Any:
         half = builder.zext(load(builder, address, I16, 2 * i), I32)
         v = builder.insert_element(v, half_by_integers(builder, half), ir.Constant(I32, i))
     return v
+
+
+@instruction("v:i")
+def load_halves(builder: Any, address: Any) -> Any:
+    """16 half-precision numbers."""
+    return load_half_vector(builder, address)
 
 
 @instruction("v:i")

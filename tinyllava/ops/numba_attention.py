@@ -17,16 +17,12 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.folds import sums_of_each
 from tinyllava.ops.instructions import (
     everywhere,
     float_at,
-    fused,
     half_at,
     load_floats,
     load_halves,
-    no_floats,
-    put_float,
     put_floats,
     times,
 )
@@ -38,7 +34,6 @@ from tinyllava.ops.tile import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
 QUERIES = 120 // FLOAT_TOKENS * FLOAT_TOKENS  # of a block, at most
 KEYS = 64
 COLUMNS = SIDES * ROWS  # that a product gives at once
-TOKEN_ROOM = 17 * 16  # floats of scratch for one query, besides the query and the scores
 
 
 @kernel
@@ -190,83 +185,3 @@ def mix_block(scores, v, o, count, n_keys) -> None:  # type: ignore[no-untyped-d
         for i in range(0, width, COLUMNS):
             x, y = scores.ctypes.data + 4 * t * KEYS, o.ctypes.data + 4 * (t * width + i)
             outer(v.ctypes.data + 4 * i, 4 * width, 4 * ROWS, x, 4 * KEYS, y, 4 * width, n_keys)
-
-
-# ---- one query
-
-
-@kernel
-def partial_scores(q: int, key: int, is_half: bool, d: int) -> Any:
-    """The product of a float32 query and a key, both of d numbers: 16 sums, of which the score is the sum."""
-    size, sums = 2 if is_half else 4, no_floats()
-    for i in range(0, d - 15, 16):
-        sums = fused(sixteen_at(key + size * i, is_half), load_floats(q + 4 * i), sums)
-    return sums
-
-
-@kernel
-def score_keys(q: int, keys: int, step: int, is_half: bool, d: int, m: int, to: int, room: int) -> None:
-    """The scores of m keys, ``step`` bytes apart, sixteen at a time; room for 16 vectors at ``room``."""
-    size = 2 if is_half else 4
-    for first in range(0, m, 16):
-        count = min(16, m - first)
-        for j in range(count):
-            put_floats(room + 64 * j, partial_scores(q, keys + (first + j) * step, is_half, d))
-        put_floats(to + 4 * first, sums_of_each(room))
-    for i in range(d // 16 * 16, d):
-        for j in range(m):
-            more = one_at(keys + j * step + size * i, is_half) * float_at(q + 4 * i)
-            put_float(to + 4 * j, float_at(to + 4 * j) + more)
-
-
-@kernel
-def mix_four(o: int, values: int, step: int, is_half: bool, d: int, weights: Any) -> None:
-    """o (d,) += weights (4,) @ the four values at addresses values, values + step, ..."""
-    size = 2 if is_half else 4
-    w0, w1, w2, w3 = (
-        everywhere(weights[0]), everywhere(weights[1]), everywhere(weights[2]), everywhere(weights[3]),
-    )  # fmt: skip
-    for i in range(0, d - 15, 16):
-        at = values + size * i
-        sums = fused(sixteen_at(at, is_half), w0, load_floats(o + 4 * i))
-        sums = fused(sixteen_at(at + step, is_half), w1, sums)
-        sums = fused(sixteen_at(at + 2 * step, is_half), w2, sums)
-        put_floats(o + 4 * i, fused(sixteen_at(at + 3 * step, is_half), w3, sums))
-    for i in range(d // 16 * 16, d):
-        rest = float_at(o + 4 * i)
-        for j in range(4):
-            rest += one_at(values + j * step + size * i, is_half) * weights[j]
-        put_float(o + 4 * i, rest)
-
-
-@kernel
-def attend_head(q: int, keys: int, values: int, o: Any, a: Any, m: int, scores: Any) -> None:
-    """softmax(q k^T) v of one query (already scaled) over m keys -> o (d,); room for m numbers and 17 vectors."""
-    d, is_half, row, n = a[7], a[10] != 0, scores.ctypes.data, (m + 15) // 16 * 16
-    score_keys(q, keys, a[11], is_half, d, m, row, row + 4 * n)
-    pad(row, m, n)
-    sums = exponentials(row, n, largest(row, n, np.float32(-np.inf)))
-    o[:] = np.float32(0.0)
-    for j in range(0, m - 3, 4):
-        mix_four(o.ctypes.data, values + j * a[13], a[13], is_half, d, scores[j : j + 4])
-    for j in range(m // 4 * 4, m):  # the last few by themselves
-        for i in range(d):
-            o[i] += scores[j] * one_at(values + j * a[13] + i * (2 if is_half else 4), is_half)
-    for i in range(d):
-        o[i] /= sums
-
-
-@job
-def attend_token(args: int, item: int, who: int) -> None:
-    """Some heads of one query. Arguments as attend_block's, but how many heads for its queries of a block."""
-    a = numbers_at(args)
-    n, n_head, d, heads = a[4], a[5], a[7], a[17]
-    t, first = item // (n_head // heads), item % (n_head // heads) * heads
-    m = keys_of(a) - (n - t - 1 if a[9] else 0)
-    room = floats_at(a[15] + who * a[16], 1, m + TOKEN_ROOM + d)[0]
-    q = room[m + TOKEN_ROOM :]
-    for head in range(first, first + heads):
-        kv, at = head // (n_head // a[6]), (t * n_head + head) * d * 4
-        copy_row(a[0] + at, False, d, q, np.float32(1.0 / math.sqrt(d)))
-        keys, values = a[1] + kv * a[12], a[2] + kv * a[14]
-        attend_head(q.ctypes.data, keys, values, floats_at(a[3] + at, 1, d)[0], a, m, room[: m + TOKEN_ROOM])

@@ -24,6 +24,7 @@ from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
 from tinyllava.ops.formats import FORMATS
+from tinyllava.ops.numba_attention_token import attend_token, token_scratch
 from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
 from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_tokens
 from tinyllava.ops.numba_replay import MemoryPosition, Recorder, Replay
@@ -344,12 +345,12 @@ class NumbaOps(NumpyOps):
         (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.jobs.length(k, v)
         y, at = self.jobs.empty(*q.shape), self.jobs.address
         few = n <= DOT_TOKENS
-        size = 4 * (most + attention.TOKEN_ROOM + d) if few else 4 * int(attention.scratch_floats(d))
-        size = -(-size // 64) * 64
-        scratch = self.jobs.room("attention", size * self.threads)
-        job = attention.attend_token if few else attention.attend_block
         # Heads that share keys go together, unless that leaves too few items for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
+        size = int(token_scratch(d, most, heads) if few else attention.scratch_floats(d))
+        size = -(-4 * size // 64) * 64
+        scratch = self.jobs.room("attention", size * self.threads)
+        job = attend_token if few else attention.attend_block
         n_blocks = -(-n // attention.QUERIES)
         queries = -(-n // (n_blocks * FLOAT_TOKENS)) * FLOAT_TOKENS  # of a block: the last shall not be small
         n_items = n * n_head // heads if few else n_head * -(-n // queries)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.folds import fold, fold_each, larger_lanes, smaller_lanes
+from tinyllava.ops.folds import fold, fold_each, larger_lanes, load_sixteen, smaller_lanes
 from tinyllava.ops.simd import (
     F32,
     FLOATS,
@@ -152,8 +152,8 @@ def put_ends(builder: Any, address: Any, to: Any) -> None:
 @instruction("v:i")
 def extremes_of_each(builder: Any, address: Any) -> Any:
     """What put_ends wrote for 16 blocks -> of each, the number of largest magnitude, sign included."""
-    high = fold_each(builder, address, larger_lanes)
-    low = fold_each(builder, plus(builder, address, 1024), smaller_lanes)
+    high = fold_each(builder, load_sixteen(builder, address), larger_lanes)
+    low = fold_each(builder, load_sixteen(builder, plus(builder, address, 1024)), smaller_lanes)
     return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
 
 

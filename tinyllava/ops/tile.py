@@ -107,7 +107,7 @@ class Layout:
 LAYOUTS = (Layout("offset"), Layout("minimum"), Layout("offset", 2), Layout("minimum", 2), Layout(""))
 
 
-def _loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
+def loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
     """for i in range(count): values = body(i, values). Count is at least 1."""
     before, inside = builder.block, builder.append_basic_block("records")
     after = builder.append_basic_block("done")
@@ -196,7 +196,7 @@ def _tile(layout: Layout) -> Any:
             x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
             return _record(builder, layout, [builder.add(w, w_at) for w in sides], x_at, accumulators)
 
-        sums = _loop(builder, n_records, [load(builder, place, FLOATS) for place in places], body)
+        sums = loop(builder, n_records, [load(builder, place, FLOATS) for place in places], body)
         for place, value in zip(places, sums, strict=True):
             store(builder, value, place)
 
@@ -228,7 +228,7 @@ def outer(
                 accumulators[i] = emit_fused(builder, value, side, accumulators[i])
         return accumulators
 
-    sums = _loop(builder, n, [load(builder, place, FLOATS) for place in places], body)
+    sums = loop(builder, n, [load(builder, place, FLOATS) for place in places], body)
     for place, value in zip(places, sums, strict=True):
         store(builder, value, place)
 

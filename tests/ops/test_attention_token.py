@@ -1,0 +1,27 @@
+"""Attention of one query on the CPU: heads that share keys, keys in half precision, whole and partial vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.ops.test_parity import close
+from tinyllava.ops import select
+
+RNG = np.random.default_rng(7)
+TRUTH = select("numpy", dtype="float64")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("n_head, n_head_kv", [(8, 8), (12, 6), (8, 1)])
+@pytest.mark.parametrize("d, m", [(64, 1), (64, 50), (96, 16), (20, 33), (8, 200)])
+def test_one_query(d: int, m: int, n_head: int, n_head_kv: int, dtype: type, threads: int) -> None:
+    q = RNG.standard_normal((1, n_head, d)).astype(np.float32) * 3
+    limit = m + 7  # the cache has room left, which holds what must not be seen
+    held = [np.full((n_head_kv, limit, d), np.nan, dtype) for _ in range(2)]
+    for memory in held:
+        memory[:, :m] = RNG.standard_normal((n_head_kv, m, d))
+    k, v = (memory[:, :m].transpose(1, 0, 2) for memory in held)
+    truth = TRUTH.attention(*(x.astype(np.float64) for x in (q, k, v)), causal=True)
+    close("attention", select("numba", threads=threads).attention(q, k, v, causal=True), truth)
