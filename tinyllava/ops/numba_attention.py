@@ -26,12 +26,11 @@ from tinyllava.ops.instructions import (
     put_floats,
     times,
 )
-from tinyllava.ops.numba_rows import exp
-from tinyllava.ops.numba_softmax import exponentials, largest, pad
+from tinyllava.ops.numba_softmax import pad, soften_rows
 from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
 
-QUERIES = 120 // FLOAT_TOKENS * FLOAT_TOKENS  # of a block, at most
+QUERIES = 144  # of a block, at most: whole FLOAT_TOKENS, and whole vectors
 KEYS = 64
 COLUMNS = SIDES * ROWS  # that a product gives at once
 
@@ -118,21 +117,14 @@ def attend_block(args: int, item: int, who: int) -> None:
         for j in range(here):
             copy_row(a[2] + (start + j) * a[13] + kv * a[14], is_half, d, v[j], one)
         before = m - n + first - start if causal else m  # keys of this block that the first query sees, less one
-        attend_keys(q, k, v, scores, o, top, sums, count, here, before)
+        score_block(q, k, scores, count, here)
+        soften(scores, o, top, sums, count, here, before, rows.ctypes.data)
+        mix_block(scores, v, o, count, here)
     for t in range(count):
         to = floats_at(a[3] + ((first + t) * n_head + head) * d * 4, 1, d)[0]
         inverse = one / sums[t]
         for i in range(d):
             to[i] = o[t, i] * inverse
-
-
-@kernel
-def attend_keys(q, k, v, scores, o, top, sums, count, here, before) -> None:  # type: ignore[no-untyped-def]
-    """One block of keys: the three lines at the top of this file."""
-    score_block(q, k, scores, count, here)
-    for t in range(count):
-        soften(scores[t], min(here, before + t + 1), here, top, sums, t, o[t])
-    mix_block(scores, v, o, count, here)
 
 
 @kernel
@@ -160,21 +152,26 @@ def score_block(q, k, scores, count, n_keys) -> None:  # type: ignore[no-untyped
 
 
 @kernel
-def soften(scores, visible, n_keys, top, sums, t, o) -> None:  # type: ignore[no-untyped-def]
-    """The running softmax over one row's next scores, which become weights."""
-    if visible <= 0:
-        for j in range(n_keys):
-            scores[j] = np.float32(0.0)
-        return
-    row, n = scores.ctypes.data, (n_keys + 15) // 16 * 16
-    pad(row, visible, n)
-    highest = largest(row, n, top[t])
-    correction = exp(top[t] - highest) if top[t] > np.float32(-np.inf) else np.float32(0.0)
-    top[t], sums[t] = highest, sums[t] * correction + exponentials(row, n, highest)
-    if correction != np.float32(1.0):
-        for i in range(0, o.shape[0], 16):
-            at = o.ctypes.data + 4 * i
-            put_floats(at, times(load_floats(at), everywhere(correction)))
+def soften(scores, o, top, sums, count, here, before, room) -> None:  # type: ignore[no-untyped-def]
+    """The running softmax over the next scores of all queries, which become weights; o is corrected."""
+    n, step = (here + 15) // 16 * 16, 4 * KEYS
+    for first in range(0, count, 16):
+        row, at = scores.ctypes.data + first * step, 4 * first
+        for t in range(16):
+            pad(row + t * step, max(0, min(here, before + first + t + 1)), n)
+        correction = soften_rows(row, step, n, top.ctypes.data + at, sums.ctypes.data + at, room)
+        put_floats(room, correction)
+        for t in range(16):
+            factor = float_at(room + 4 * t)
+            if factor != np.float32(1.0):
+                scale_row(o.ctypes.data + 4 * (first + t) * o.shape[1], o.shape[1], factor)
+
+
+@kernel
+def scale_row(row: int, n: int, factor: float) -> None:
+    """n numbers times a factor; n a multiple of 16."""
+    for i in range(0, n, 16):
+        put_floats(row + 4 * i, times(load_floats(row + 4 * i), everywhere(factor)))
 
 
 @kernel

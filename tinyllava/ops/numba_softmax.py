@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import kernel
-from tinyllava.ops.folds import larger, largest_lane, total
+from tinyllava.ops.folds import (
+    fold_each,
+    larger,
+    larger_lanes,
+    largest_lane,
+    load_sixteen,
+    sums_of_each,
+    total,
+)
 from tinyllava.ops.instructions import (
     add,
     everywhere,
+    float_at,
+    fused,
     load_floats,
     no_floats,
     put_float,
@@ -27,10 +37,8 @@ TERMS = (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0
 LEAST = -87.0  # of a logarithm; below it e^x is no normal number
 
 
-@instruction("v:vf")
-def exp_less(builder: Any, v: Any, less: Any) -> Any:
-    """e^(v - less) of 16 numbers that are not larger than ``less``, as numba_rows.exp; 0 below e^-87."""
-    x = builder.fsub(v, splat(builder, less))
+def emit_exp(builder: Any, x: Any) -> Any:
+    """e^x of 16 numbers that are not above 0, as numba_rows.exp; 0 below e^-87."""
     n = call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(x, constant(FLOATS, LOG2_E)))
     r = emit_fused(builder, n, constant(FLOATS, -LN2_HIGH), x)
     r = emit_fused(builder, n, constant(FLOATS, -LN2_LOW), r)
@@ -43,6 +51,24 @@ def exp_less(builder: Any, v: Any, less: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", x, constant(FLOATS, LEAST)), constant(FLOATS, 0.0), y)
 
 
+@instruction("v:vf")
+def exp_less(builder: Any, v: Any, less: Any) -> Any:
+    """e^(v - less) of 16 numbers that are not larger than ``less``."""
+    return emit_exp(builder, builder.fsub(v, splat(builder, less)))
+
+
+@instruction("v:vv")
+def exp_difference(builder: Any, v: Any, less: Any) -> Any:
+    """e^(v - less), lane by lane; v may be minus infinity."""
+    return emit_exp(builder, builder.fsub(v, less))
+
+
+@instruction("v:i")
+def largest_of_each(builder: Any, address: Any) -> Any:
+    """16 vectors at an address -> the largest of each."""
+    return fold_each(builder, load_sixteen(builder, address), larger_lanes)
+
+
 @kernel
 def pad(row: int, n: int, to: int) -> None:
     """Minus infinity for the numbers n .. to of a row."""
@@ -51,20 +77,52 @@ def pad(row: int, n: int, to: int) -> None:
 
 
 @kernel
-def largest(row: int, n: int, least: float) -> Any:
-    """The largest of n numbers and ``least``; n a multiple of 16."""
+def largest_lanes(row: int, n: int, least: float) -> Any:
+    """16 numbers, of which the largest is that of n numbers and ``least``; n a multiple of 16."""
     highest = everywhere(least)
     for i in range(0, n, 16):
         highest = larger(load_floats(row + 4 * i), highest)
-    return largest_lane(highest)
+    return highest
 
 
 @kernel
-def exponentials(row: int, n: int, less: float) -> Any:
-    """e^(x - less) in place of n numbers, a multiple of 16. Returns their sum."""
+def largest(row: int, n: int, least: float) -> Any:
+    """The largest of n numbers and ``least``."""
+    return largest_lane(largest_lanes(row, n, least))
+
+
+@kernel
+def exponential_lanes(row: int, n: int, less: float) -> Any:
+    """e^(x - less) in place of n numbers, a multiple of 16. Returns 16 numbers whose sum is theirs."""
     sums = no_floats()
     for i in range(0, n, 16):
         powers = exp_less(load_floats(row + 4 * i), less)
         put_floats(row + 4 * i, powers)
         sums = add(sums, powers)
-    return total(sums)
+    return sums
+
+
+@kernel
+def exponentials(row: int, n: int, less: float) -> Any:
+    """The same. Returns the sum."""
+    return total(exponential_lanes(row, n, less))
+
+
+@kernel
+def soften_rows(scores: int, step: int, n: int, top: int, sums: int, room: int) -> Any:
+    """The running softmax of 16 rows, ``step`` bytes apart, over their next n scores, a multiple of 16.
+
+    At ``top`` and ``sums`` stand 16 numbers: the largest score so far, and the sum of e^(score - that). Scores
+    become e^(score - the new largest). Returns by what earlier sums are multiplied: e^(old largest - new largest).
+    There is room for 16 vectors, so that 16 rows are folded at once.
+    """
+    for t in range(16):
+        put_floats(room + 64 * t, largest_lanes(scores + t * step, n, np.float32(-np.inf)))
+    before = load_floats(top)
+    highest = larger(largest_of_each(room), before)
+    put_floats(top, highest)
+    for t in range(16):
+        put_floats(room + 64 * t, exponential_lanes(scores + t * step, n, float_at(top + 4 * t)))
+    correction = exp_difference(before, highest)
+    put_floats(sums, fused(load_floats(sums), correction, sums_of_each(room)))
+    return correction
