@@ -55,7 +55,9 @@ WIDTH = 8192  # columns that are taken apart before they are multiplied
 GROUPS = 16  # of tokens
 CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
 PIECE = 128  # the same of 16-bit floats
-ROOM = 128 + ROWS * max(CHUNK + 64, 4 * PIECE + 64 + 4 * COLUMNS[WORDS])  # bytes of scratch for that
+TILE_ROOM = 128 + ROWS * max(CHUNK + 64, 4 * PIECE + 64 + 4 * COLUMNS[WORDS])  # bytes of scratch for that
+SUMS_STEP = 4 * SIDES * ROWS  # bytes from one token's sums to the next one's
+ROOM = TILE_ROOM + GROUPS * TOKENS * SUMS_STEP
 
 
 # ---- weights
@@ -147,15 +149,23 @@ def multiply_tile(layout: int, tile: int, side: int, x: int, y: int, y_step: int
 
 
 @kernel
-def start_at(y: int, y_step: int, bias: int, n: int, n_padded: int) -> None:
-    """TOKENS rows of y become the bias of n numbers, or zeros if it is 0; zeros up to n_padded."""
+def start_sums(sums: int, bias: int, n: int) -> None:
+    """TOKENS rows of SIDES * 16 sums become the bias of n numbers, or zeros if it is 0."""
     for t in range(TOKENS):
-        row = y + t * y_step
-        for i in range(0, n_padded, 16):
+        row = sums + t * SUMS_STEP
+        for i in range(0, SIDES * ROWS, 16):
             put_floats(row + 4 * i, load_floats(bias + 4 * i) if bias != 0 and i + 16 <= n else no_floats())
         if bias != 0:
             for i in range(n // 16 * 16, n):
                 put_float(row + 4 * i, float_at(bias + 4 * i))
+
+
+@kernel
+def move_rows(source: int, source_step: int, to: int, step: int) -> None:
+    """TOKENS rows of SIDES * 16 numbers."""
+    for t in range(TOKENS):
+        for i in range(0, 4 * SIDES * ROWS, 64):
+            put_floats(to + t * step + i, load_floats(source + t * source_step + i))
 
 
 @job
@@ -177,15 +187,16 @@ def multiply_blocks(args: int, item: int, who: int) -> None:
             make_tile(number, layout, raw + row * row_bytes, row_bytes, n_rows, d, start, tile, room)
         for p in range(0, count, SIDES):
             side = tile_size if p + SIDES <= count else 0  # the last may be alone
-            multiply_panel(a, start, (first + p) * ROWS, scratch + p * tile_size, side)
+            multiply_panel(a, start, (first + p) * ROWS, scratch + p * tile_size, side, room + TILE_ROOM)
 
 
 @kernel
-def multiply_panel(a: Any, start: int, row: int, tile: int, side: int) -> None:
+def multiply_panel(a: Any, start: int, row: int, tile: int, side: int, sums: int) -> None:
     """Columns ``start`` ... of SIDES tiles times those of all tokens.
 
     Slice by slice: a slice of the tiles stays in the first-level cache while some groups of tokens meet it, and
-    the sums of these groups while slice after slice is added to them.
+    the sums of these groups while slice after slice is added to them. They do so in scratch: rows of y are often
+    a multiple of 4096 bytes apart, and would share the same few sets of that cache.
     """
     layout, d_out, d, n_groups, y_step = a[1], a[4], a[5], a[8], a[10]
     columns, size = COLUMNS[layout], X_SIZE[layout]
@@ -193,14 +204,20 @@ def multiply_panel(a: Any, start: int, row: int, tile: int, side: int) -> None:
     bias = a[13] + row * 4 if a[13] != 0 else 0
     for first in range(0, n_groups, GROUPS):
         last = min(first + GROUPS, n_groups)
+        for g in range(first, last):
+            own = sums + (g - first) * TOKENS * SUMS_STEP
+            if start == 0:
+                start_sums(own, bias, here)
+            else:
+                move_rows(y + g * TOKENS * y_step, y_step, own, SUMS_STEP)
         for at in range(start, min(start + WIDTH, d), SLICE):
             n = (min(SLICE, d - at) + columns - 1) // columns
             w, x = tile + (at - start) // columns * W_SIZE[layout], a[7] + n_groups * (at // columns) * size
             for g in range(first, last):
-                to = y + g * TOKENS * y_step
-                if at == 0:
-                    start_at(to, y_step, bias, here, SIDES * ROWS)
-                multiply_tile(layout, w, side, x + g * n * size, to, y_step, n)
+                own = sums + (g - first) * TOKENS * SUMS_STEP
+                multiply_tile(layout, w, side, x + g * n * size, own, SUMS_STEP, n)
+        for g in range(first, last):
+            move_rows(sums + (g - first) * TOKENS * SUMS_STEP, SUMS_STEP, y + g * TOKENS * y_step, y_step)
 
 
 @job
