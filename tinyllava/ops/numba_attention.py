@@ -117,9 +117,9 @@ def attend_block(args: int, item: int, who: int) -> None:
         for j in range(here):
             copy_row(a[2] + (start + j) * a[13] + kv * a[14], is_half, d, v[j], one)
         before = m - n + first - start if causal else m  # keys of this block that the first query sees, less one
-        score_block(q, k, scores, count, here)
+        score_block(q, k, scores, count, here, before)
         soften(scores, o, top, sums, count, here, before, rows.ctypes.data)
-        mix_block(scores, v, o, count, here)
+        mix_block(scores, v, o, count, here, before)
     for t in range(count):
         to = floats_at(a[3] + ((first + t) * n_head + head) * d * 4, 1, d)[0]
         inverse = one / sums[t]
@@ -140,13 +140,13 @@ def pack_keys(at, step, is_half, d, count, rows, k) -> None:  # type: ignore[no-
 
 
 @kernel
-def score_block(q, k, scores, count, n_keys) -> None:  # type: ignore[no-untyped-def]
-    """scores = q @ k^T, whole tiles of it: what lies beyond n_keys means nothing."""
+def score_block(q, k, scores, count, here, before) -> None:  # type: ignore[no-untyped-def]
+    """scores = q @ k^T, whole tiles of it: what a query does not see means nothing."""
     width = q.shape[1]
     for t in range(0, count, FLOAT_TOKENS):
         for j in range(FLOAT_TOKENS):
             scores[t + j] = np.float32(0.0)
-        for first in range(0, n_keys, COLUMNS):
+        for first in range(0, min(here, before + t + FLOAT_TOKENS), COLUMNS):
             keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * KEYS + first)
             outer(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * KEYS, width)
 
@@ -175,10 +175,11 @@ def scale_row(row: int, n: int, factor: float) -> None:
 
 
 @kernel
-def mix_block(scores, v, o, count, n_keys) -> None:  # type: ignore[no-untyped-def]
+def mix_block(scores, v, o, count, here, before) -> None:  # type: ignore[no-untyped-def]
     """o += scores @ v, whole tiles of it."""
     width = v.shape[1]
     for t in range(0, count, FLOAT_TOKENS):
-        for i in range(0, width, COLUMNS):
+        seen = min(here, before + t + FLOAT_TOKENS)  # by the last of these queries
+        for i in range(0, width if seen > 0 else 0, COLUMNS):
             x, y = scores.ctypes.data + 4 * t * KEYS, o.ctypes.data + 4 * (t * width + i)
-            outer(v.ctypes.data + 4 * i, 4 * width, 4 * ROWS, x, 4 * KEYS, y, 4 * width, n_keys)
+            outer(v.ctypes.data + 4 * i, 4 * width, 4 * ROWS, x, 4 * KEYS, y, 4 * width, seen)

@@ -26,7 +26,7 @@ from tinyllava.ops import numba_rows as rowwise
 from tinyllava.ops.formats import FORMATS
 from tinyllava.ops.numba_attention_token import attend_token, token_scratch
 from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
-from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_tokens
+from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_others, quantize_tokens
 from tinyllava.ops.numba_replay import MemoryPosition, Recorder, Replay
 from tinyllava.ops.reference import NumpyOps
 from tinyllava.ops.simd import HARDWARE_HALF
@@ -161,34 +161,8 @@ class NumbaOps(NumpyOps):
             answers = self._dots(rows, layers)
         else:
             self.jobs.give_up()
-            answers = self._in_two_parts(rows, layers)
+            answers = self._products(rows, layers)
         return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in answers]
-
-    def _in_two_parts(self, x: Array, layers: Layers) -> list[Array]:
-        """x (n, d_in) @ W^T + b -> (n, d_out) for each W; rows with huge numbers as the sum of two rows.
-
-        Among numbers rounded to 8 bits, one that is huge takes the digits of its 31 neighbours. LLaMA has such
-        numbers, in few tokens and features (Sun et al. 2024, "Massive Activations"): they get a row of their own.
-        Where many rows have one, they are the long tail of all numbers: that costs more time than it gains.
-        """
-        if not any(isinstance(w, BlockMatrix) and LAYOUTS[w.layout].word_bytes == 1 for w, _ in layers):
-            return self._products(x, layers)
-        (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, ITEM_NUMBERS // x.shape[1])
-        at = self.jobs.address
-        self.jobs.run(rowwise.peaks, -(-n // step), at(x), at(peaks), n, d, step)
-        rows = np.flatnonzero(peaks > HUGE**2)
-        if not 0 < len(rows) <= max(FEW, n // 16):
-            return self._products(x, layers)
-        x = np.concatenate([x, x[rows]])  # (n + n_rows, d_in)
-        usual = x[n:] ** 2 <= HUGE**2 * np.mean(x[n:] ** 2, axis=1, keepdims=True)  # (n_rows, d_in)
-        x[n:][usual] = 0  # the huge numbers alone
-        x[rows] -= x[n:]
-        without_bias: Layers = [(w, None) for w, _ in layers]
-        answers = []
-        for y, (_, bias) in zip(self._products(x, without_bias), layers, strict=True):
-            y[rows] += y[n:]
-            answers.append(y[:n] if bias is None else y[:n] + bias)
-        return answers
 
     def _dots(self, x: Array, layers: Layers) -> list[Array]:
         """x (n, d_in) @ W^T + b -> (n, d_out) for each W, one token after the other."""
@@ -230,28 +204,58 @@ class NumbaOps(NumpyOps):
 
     def _products(self, x: Array, layers: Layers) -> list[Array]:
         """The same for many tokens: x becomes records, once for matrices in a row that want the same."""
+        bytes_ = [isinstance(w, BlockMatrix) and LAYOUTS[w.layout].word_bytes == 1 for w, _ in layers]
+        apart = self._apart(x) if any(bytes_) else None
         answers: list[Array] = []
         before, records = (-1, -1), 0
-        for w, bias in layers:
+        for (w, bias), is_bytes in zip(layers, bytes_, strict=True):
             if isinstance(w, FloatMatrix):
                 y = self._multiply_floats(x, w)
                 answers.append(y if bias is None else y + bias)
                 continue
-            kind = w.layout, w.format.offset
+            kind, parts = (w.layout, w.format.offset), apart if is_bytes else None
             if kind != before:
-                before, records = kind, self._records(x, *kind)
-            answers.append(self._multiply_blocks(len(x), records, w, bias))
+                before, records = kind, self._records(x, *kind, parts)
+            y = self._multiply_blocks(len(x) + (0 if parts is None else len(parts[0])), records, w, bias)
+            if parts is not None:
+                more = y[len(x) :] if bias is None else y[len(x) :] - bias
+                y[parts[0]] += more
+            answers.append(y[: len(x)])
         return answers
 
-    def _records(self, x: Array, layout: int, offset: int) -> int:
-        """The address of x (n, d_in), quantized."""
+    def _apart(self, x: Array) -> tuple[Array, Array] | None:
+        """Of x (n, d), the rows that have huge numbers (k,): without these, and after that these alone (2 k, d).
+
+        Among numbers rounded to 8 bits, one that is huge takes the digits of its 31 neighbours. LLaMA has such
+        numbers, in few tokens and features (Sun et al. 2024, "Massive Activations"): they get a row of their own.
+        None if no row has any, and where many rows have: there they are the long tail of all numbers, and a row
+        more for each costs more time than it gains.
+        """
+        (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, ITEM_NUMBERS // x.shape[1])
+        at = self.jobs.address
+        self.jobs.run(rowwise.peaks, -(-n // step), at(x), at(peaks), n, d, step)
+        rows = np.flatnonzero(peaks > HUGE**2)
+        if not 0 < len(rows) <= max(FEW, n // 16):
+            return None
+        squares = x[rows] ** 2
+        usual = squares <= HUGE**2 * squares.mean(axis=1, keepdims=True)  # (k, d)
+        return rows, np.concatenate([np.where(usual, x[rows], 0), np.where(usual, 0, x[rows])])
+
+    def _records(self, x: Array, layout: int, offset: int, apart: tuple[Array, Array] | None = None) -> int:
+        """The address of x (n, d_in), quantized; rows that come in two parts have the second after all others."""
         columns = LAYOUTS[layout].columns
         if x.shape[1] % columns:
             x = np.pad(x, ((0, 0), (0, -x.shape[1] % columns)))
-        (n, d), n_groups = x.shape, -(-len(x) // TOKENS)
+        n, d = x.shape
+        n_groups = -(-(n + (0 if apart is None else len(apart[0]))) // TOKENS)
         records = self.jobs.room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
-        scratch = self.jobs.room("rounding", QUANTIZE_ROOM * self.threads)
-        self.jobs.run(quantize_tokens, n_groups, self.jobs.address(x), n, d, layout, offset, records, scratch)
+        scratch, at = self.jobs.room("rounding", QUANTIZE_ROOM * self.threads), self.jobs.address
+        self.jobs.run(quantize_tokens, n_groups, at(x), n, d, layout, offset, records, scratch, n_groups)
+        if apart is not None:
+            rows, parts = apart
+            places = np.concatenate([rows, np.arange(n, n + len(rows))])
+            more = at(parts), len(parts), d, layout, offset, records, scratch, n_groups, at(places)
+            self.jobs.run(quantize_others, len(parts), *more)
         return records
 
     def _multiply_blocks(self, n: int, records: int, w: BlockMatrix, bias: Array | None) -> Array:

@@ -54,37 +54,50 @@ TOPS = (-128.0, -127.0, -126.0, -125.0)  # what a block's largest number may bec
 
 
 @kernel
-def record_of(group: int, b: int, n: int, n_records: int, slice_records: int) -> int:
+def record_of(group: int, b: int, n_groups: int, n_records: int, slice_records: int) -> int:
     """Where the b-th record of a group of tokens stands: slice by slice, and group by group in each."""
     first = b // slice_records * slice_records
-    return first * ((n + TOKENS - 1) // TOKENS) + group * min(slice_records, n_records - first) + b - first
+    return first * n_groups + group * min(slice_records, n_records - first) + b - first
 
 
 @job
 def quantize_tokens(args: int, item: int, who: int) -> None:
     """Tokens item * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros.
 
-    x, n, d, layout, the constant c, where the records go, scratch.
+    x, n, d, layout, the constant c, where the records go, scratch, groups of tokens that there will be.
     """
     a = numbers_at(args)
-    x, n, d, layout, room = a[0], a[1], a[2], a[3], a[6] + who * QUANTIZE_ROOM
+    for token in range(TOKENS * item, TOKENS * (item + 1)):
+        x = a[0] + 4 * token * a[2] if token < a[1] else 0
+        quantize_token(x, token, a, a[6] + who * QUANTIZE_ROOM)
+
+
+@job
+def quantize_others(args: int, item: int, who: int) -> None:
+    """Row ``item`` of x (n, d) in another token's place. Arguments as above, and the n tokens' numbers (int64)."""
+    a = numbers_at(args)
+    token = numbers_at(a[8] + 8 * item)[0]
+    quantize_token(a[0] + 4 * item * a[2], token, a, a[6] + who * QUANTIZE_ROOM)
+
+
+@kernel
+def quantize_token(x: int, token: int, a: Any, room: int) -> None:
+    """One token's d numbers at x, or zeros if x is 0, into its records."""
+    d, layout, group, t = a[2], a[3], token // TOKENS, token % TOKENS
     columns, size = COLUMNS[layout], X_SIZE[layout]
-    for t in range(TOKENS):
-        token = TOKENS * item + t
-        for start in range(0, d, SLICE):
-            at = a[5] + record_of(item, start // columns, n, d // columns, SLICE // columns) * size
-            here = x + 4 * (token * d + start)
-            count = min(SLICE, d - start) // columns
-            if token >= n:
-                for b in range(count):
-                    clear_block(at + b * size, layout, t)
-            elif layout == WORDS:
-                for b in range(count):
-                    block_of_words(here + 4 * columns * b, at + b * size, t)
-            else:
-                for b in range(0, count, BLOCKS):
-                    few = min(BLOCKS, count - b)
-                    blocks_of_bytes(here + 128 * b, few, at + b * size, layout, a[4], t, room)
+    for start in range(0, d, SLICE):
+        at = a[5] + record_of(group, start // columns, a[7], d // columns, SLICE // columns) * size
+        count = min(SLICE, d - start) // columns
+        if x == 0:
+            for b in range(count):
+                clear_block(at + b * size, layout, t)
+        elif layout == WORDS:
+            for b in range(count):
+                block_of_words(x + 4 * (start + columns * b), at + b * size, t)
+        else:
+            for b in range(0, count, BLOCKS):
+                few = min(BLOCKS, count - b)
+                blocks_of_bytes(x + 4 * (start + columns * b), few, at + b * size, layout, a[4], t, room)
 
 
 @kernel

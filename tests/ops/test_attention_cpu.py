@@ -1,4 +1,4 @@
-"""Attention of one query on the CPU: heads that share keys, keys in half precision, whole and partial vectors."""
+"""Attention on the CPU beyond parity: one query over shared keys in half precision; several blocks of queries."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def test_one_query(d: int, m: int, n_head: int, n_head_kv: int, dtype: type, thr
     k, v = (memory[:, :m].transpose(1, 0, 2) for memory in held)
     truth = TRUTH.attention(*(x.astype(np.float64) for x in (q, k, v)), causal=True)
     close("attention", select("numba", threads=threads).attention(q, k, v, causal=True), truth)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n, m, d", [(150, 150, 64), (97, 230, 80), (300, 300, 16), (13, 700, 96)])
+def test_blocks_of_queries(n: int, m: int, d: int, causal: bool) -> None:
+    """Blocks of keys that all queries see, that some see, and that none sees."""
+    q = RNG.standard_normal((n, 4, d)).astype(np.float32) * 3
+    k, v = (RNG.standard_normal((m, 2, d)).astype(np.float16) for _ in range(2))
+    truth = TRUTH.attention(*(x.astype(np.float64) for x in (q, k, v)), causal=causal)
+    close("attention", select("numba", threads=2).attention(q, k, v, causal=causal), truth)
