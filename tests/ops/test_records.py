@@ -7,6 +7,7 @@ import pytest
 
 from tinyllava.ops.numba_records import (
     BLOCKS,
+    COLUMNS,
     QUANTIZE_ROOM,
     STEPS,
     X_SCALES,
@@ -15,16 +16,16 @@ from tinyllava.ops.numba_records import (
     best_steps,
     blocks_of_bytes,
 )
-from tinyllava.ops.tile import BLOCK, TOKENS
+from tinyllava.ops.tile import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, TOKENS, WORDS
 
 RNG = np.random.default_rng(5)
-OFFSET = 8
+OFFSET_C = 8
 
 
-def steps_of(x: np.ndarray) -> np.ndarray:
+def steps_of(x: np.ndarray, together: bool = False) -> np.ndarray:
     """The steps of blocks x (n, 32)."""
     room = np.zeros(QUANTIZE_ROOM // 4, np.float32)
-    best_steps(x.ctypes.data, len(x), room.ctypes.data)
+    best_steps(x.ctypes.data, len(x), together, room.ctypes.data)
     return room[STEPS // 4 :][: len(x)]
 
 
@@ -60,21 +61,39 @@ def test_what_is_not_finite_spoils_its_own_block_only(spoiler: float) -> None:
     np.testing.assert_array_equal(steps_of(x), [before[0], np.nan, before[2]])
 
 
-@pytest.mark.parametrize("layout", range(4))
-@pytest.mark.parametrize("count", [1, 5, BLOCKS])
+def test_four_blocks_together_have_the_best_step_for_all_of_them() -> None:
+    x = floats(RNG.standard_normal((8, BLOCK)))
+    found = steps_of(x, together=True)
+    for i in (0, 4):
+        four = x[i : i + 4].ravel()
+        candidates = four[np.abs(four).argmax()] / np.array([-128.0, -127.0, -126.0, -125.0])
+        whole = four / candidates[:, None]  # (4, 128)
+        errors = ((whole - np.rint(whole)) ** 2).sum(axis=1) * candidates**2
+        np.testing.assert_allclose(found[i : i + 4], candidates[errors.argmin()], rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [4, 12, BLOCKS])
+@pytest.mark.parametrize("layout", range(WORDS))
 def test_a_record_holds_bytes_scales_and_sums(layout: int, count: int) -> None:
     x, t, size = floats(RNG.standard_normal((count, BLOCK))), TOKENS - 1, X_SIZE[layout]
-    records, room = np.zeros((count, size), np.uint8), np.zeros(QUANTIZE_ROOM, np.uint8)
-    blocks_of_bytes(x.ctypes.data, count, records.ctypes.data, layout, OFFSET, t, room.ctypes.data)
-    bytes_ = records[:, t * BLOCK : (t + 1) * BLOCK].view(np.int8)  # (count, 32)
-    scales = records[:, X_SCALES[layout] : X_SUMS[layout]].view(np.float32)[:, t]  # (count,)
-    np.testing.assert_array_equal(scales, steps_of(x))
+    each = COLUMNS[layout] // BLOCK
+    records, room = np.zeros((count // each, size), np.uint8), np.zeros(QUANTIZE_ROOM, np.uint8)
+    blocks_of_bytes(x.ctypes.data, count, records.ctypes.data, layout, OFFSET_C, t, room.ctypes.data)
+    tokens = records[:, : X_SCALES[layout]].reshape(-1, TOKENS, each * BLOCK)
+    assert (np.delete(tokens, t, axis=1) == 0).all()
+    bytes_ = (tokens[:, t] ^ (128 if layout == SIGNED else 0)).view(np.int8).reshape(count, BLOCK)
+    scales = records[:, X_SCALES[layout] : X_SUMS[layout]].view(np.float32)[:, t].repeat(each)  # (count,)
+    np.testing.assert_array_equal(scales, steps_of(x, each > 1))
     nearest = np.minimum(x / scales[:, None], 127)  # 8 bits have no 128
     assert (np.abs(bytes_ - nearest) <= 0.5001).all()
-    halves = bytes_.reshape(count, 2, 16).sum(axis=2, dtype=np.float32)  # (count, 2)
-    wanted = halves.sum(axis=1, keepdims=True) if layout < 2 else halves
-    sums = records[:, X_SUMS[layout] :].view(np.float32 if layout % 2 else np.int32)
-    sums = sums.reshape(count, 2, TOKENS)[:, : wanted.shape[1], t]
-    np.testing.assert_array_equal(sums, wanted * scales[:, None] if layout % 2 else -OFFSET * wanted)
-    others = np.delete(records[:, : X_SCALES[layout]].reshape(count, TOKENS, BLOCK), t, axis=1)
-    assert (others == 0).all()
+    sums = bytes_.sum(axis=1, dtype=np.float32)  # (count,)
+    found = records[:, X_SUMS[layout] :]
+    if layout == OFFSET:
+        np.testing.assert_array_equal(found.view(np.int32)[:, t], -OFFSET_C * sums)
+    elif layout == MINIMUM:
+        np.testing.assert_array_equal(found.view(np.float32)[:, t], sums * scales)
+    elif layout == MINIMA_4:
+        np.testing.assert_array_equal(found.view(np.int16).reshape(-1, TOKENS, 4)[:, t].ravel(), sums)
+    elif layout == MINIMA_8:
+        halves = bytes_.reshape(2 * count, 16).sum(axis=1, dtype=np.int16)
+        np.testing.assert_array_equal(found.view(np.int16).reshape(-1, TOKENS, 8)[:, t].ravel(), halves)

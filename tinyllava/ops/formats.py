@@ -45,6 +45,7 @@ class Format(NamedTuple):
     sums: str  # "offset", "minimum" or ""
     groups: int  # scales for each 32 weights
     offset: int  # c
+    has_super_blocks: bool = False
 
 
 FORMATS = {
@@ -55,11 +56,11 @@ FORMATS = {
     "Q5_0": Format(4, "offset", 1, 16),
     "Q5_1": Format(5, "minimum", 1, 0),
     "Q8_0": Format(6, "offset", 1, 128),
-    "Q2_K": Format(7, "minimum", 2, 0),
-    "Q3_K": Format(8, "offset", 2, 4),
-    "Q4_K": Format(9, "minimum", 1, 0),
-    "Q5_K": Format(10, "minimum", 1, 0),
-    "Q6_K": Format(11, "offset", 2, 32),
+    "Q2_K": Format(7, "minimum", 2, 0, True),
+    "Q3_K": Format(8, "offset", 2, 4, True),
+    "Q4_K": Format(9, "minimum", 1, 0, True),
+    "Q5_K": Format(10, "minimum", 1, 0, True),
+    "Q6_K": Format(11, "offset", 2, 32, True),
 }
 
 

@@ -115,6 +115,12 @@ def put_int(builder: Any, address: Any, value: Any) -> None:
     store(builder, builder.trunc(value, I32), address)
 
 
+@instruction("-:ii")
+def put_short(builder: Any, address: Any, value: Any) -> None:
+    """Store the lower 16 bits of an integer."""
+    store(builder, builder.trunc(value, I16), address)
+
+
 @instruction("-:ib")
 def put_bytes(builder: Any, address: Any, values: Any) -> None:
     """Store 64 bytes."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.formats import levels_row
+from tinyllava.ops.formats import FORMATS, levels_row
 from tinyllava.ops.instructions import (
     bfloat_at,
     float_at,
@@ -29,25 +29,38 @@ from tinyllava.ops.instructions import (
     put_floats,
     put_int,
 )
-from tinyllava.ops.numba_records import COLUMNS, SLICE, WORDS, X_SIZE
+from tinyllava.ops.numba_records import COLUMNS, SLICE, X_SIZE
 from tinyllava.ops.rounding import words_of_columns
+from tinyllava.ops.super_tile import (
+    seal_minima_4,
+    seal_minima_8,
+    seal_signed,
+    tile_minima_4,
+    tile_minima_8,
+    tile_signed,
+)
 from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import (
     BLOCK,
     FLOAT_TOKENS,
     LAYOUTS,
+    MINIMA_4,
+    MINIMA_8,
+    MINIMUM,
+    OFFSET,
     ROWS,
     SIDES,
+    SIGNED,
     TOKENS,
+    WORDS,
     interleave,
     outer,
     tile_minimum,
-    tile_minimum_2,
     tile_offset,
-    tile_offset_2,
     tile_words,
 )
 
+OFFSETS = tuple(form.offset for form in FORMATS.values())  # by Format.number
 W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
 W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
 
@@ -55,7 +68,10 @@ WIDTH = 8192  # columns that are taken apart before they are multiplied
 GROUPS = 16  # of tokens
 CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
 PIECE = 128  # the same of 16-bit floats
-TILE_ROOM = 128 + ROWS * max(CHUNK + 64, 4 * PIECE + 64 + 4 * COLUMNS[WORDS])  # bytes of scratch for that
+ROW_STEP = CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
+ROWS_AT = 128  # in scratch: rows taken apart, and for super-blocks a table of their scales and minima
+TABLE_AT = ROWS_AT + ROWS * ROW_STEP
+TILE_ROOM = max(TABLE_AT + CHUNK // BLOCK * 256, 128 + ROWS * (4 * PIECE + 64 + 4 * COLUMNS[WORDS]))  # bytes of it
 SUMS_STEP = 4 * SIDES * ROWS  # bytes from one token's sums to the next one's
 ROOM = TILE_ROOM + GROUPS * TOKENS * SUMS_STEP
 
@@ -120,30 +136,68 @@ def make_tile(
     if layout == WORDS:
         make_words(number == 1, raw + 2 * begin, row_bytes, n_rows, end - begin, tile, room)
         return
-    size, step = W_SIZE[layout], CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
-    rows = room + 128
     for start in range(begin, end, CHUNK):
         fetch_chunk(raw, row_bytes, n_rows, d, start + CHUNK, begin, end)
-        n_records = (min(CHUNK, end - start) + BLOCK - 1) // BLOCK
-        to = tile + (start - begin) // BLOCK * size
-        for r in range(n_rows):
-            here, at = raw + r * row_bytes + start * row_bytes // d, to + W_SCALES[layout] + 4 * r
-            levels_row(number, here, n_records, rows + r * step, at, size, room)
-        for b in range(n_records):
-            interleave(rows + b * BLOCK, step, to + b * size)
+        to = tile + (start - begin) // COLUMNS[layout] * W_SIZE[layout]
+        n_blocks = (min(CHUNK, end - start) + BLOCK - 1) // BLOCK
+        here = raw + start * row_bytes // d
+        if layout < MINIMA_4:
+            make_records(number, layout, here, row_bytes, n_rows, n_blocks, to, room)
+        else:
+            make_super_records(number, layout, here, row_bytes, n_rows, n_blocks, to, room)
+
+
+@kernel
+def make_records(
+    number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
+) -> None:
+    """n_rows <= 16 rows of n_blocks blocks -> as many records."""
+    size, rows = W_SIZE[layout], room + ROWS_AT
+    for r in range(n_rows):
+        scales = to + W_SCALES[layout] + 4 * r
+        levels_row(number, raw + r * row_bytes, n_blocks, rows + r * ROW_STEP, scales, size, room)
+    for b in range(n_blocks):
+        interleave(rows + b * BLOCK, ROW_STEP, to + b * size)
+
+
+@kernel
+def make_super_records(
+    number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
+) -> None:
+    """The same for super-blocks: a record for four blocks. A table has the scales first, 256 bytes a block."""
+    rows, table = room + ROWS_AT, room + TABLE_AT
+    each = 2 if layout != MINIMA_4 else 1  # scales of a block
+    for r in range(n_rows):
+        levels_row(number, raw + r * row_bytes, n_blocks, rows + r * ROW_STEP, table + 4 * r, 256, room)
+    for b in range(n_blocks):
+        record = to + b // 4 * W_SIZE[layout]
+        interleave(rows + b * BLOCK, ROW_STEP, record + b % 4 * 16 * BLOCK)
+        for s in range(each):
+            scales = load_floats(table + 256 * b + 64 * s)
+            put_floats(record + W_SCALES[layout] + 64 * (b % 4 * each + s), scales)
+    for i in range(n_blocks // 4):
+        record, minima = to + i * W_SIZE[layout], table + 1024 * i + 64 * each
+        if layout == MINIMA_4:
+            seal_minima_4(record, minima)
+        elif layout == MINIMA_8:
+            seal_minima_8(record, minima)
+        else:
+            seal_signed(record, OFFSETS[number])
 
 
 @kernel
 def multiply_tile(layout: int, tile: int, side: int, x: int, y: int, y_step: int, n_records: int) -> None:
     """SIDES tiles, ``side`` bytes apart, times the records of TOKENS tokens -> y."""
-    if layout == 0:
+    if layout == OFFSET:
         tile_offset(tile, side, x, y, y_step, n_records)
-    elif layout == 1:
+    elif layout == MINIMUM:
         tile_minimum(tile, side, x, y, y_step, n_records)
-    elif layout == 2:
-        tile_offset_2(tile, side, x, y, y_step, n_records)
-    elif layout == 3:
-        tile_minimum_2(tile, side, x, y, y_step, n_records)
+    elif layout == MINIMA_4:
+        tile_minima_4(tile, side, x, y, y_step, n_records)
+    elif layout == MINIMA_8:
+        tile_minima_8(tile, side, x, y, y_step, n_records)
+    elif layout == SIGNED:
+        tile_signed(tile, side, x, y, y_step, n_records)
     else:
         tile_words(tile, side, x, y, y_step, n_records)
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from tinyllava.ops import Array
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops.compiled import Job
-from tinyllava.ops.formats import FORMATS
-from tinyllava.ops.tile import BLOCK, LAYOUTS
+from tinyllava.ops.formats import FORMATS, Format
+from tinyllava.ops.tile import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, WORDS
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
@@ -41,8 +41,7 @@ class BlockMatrix:
         self.shape = tuple(tensor.shape)
         self.address, self.row_bytes = self.raw.ctypes.data, self.raw.shape[1]
         self.format = FORMATS[tensor.type]
-        keys = [(layout.sums, layout.groups) for layout in LAYOUTS]
-        self.layout = keys.index((self.format.sums, self.format.groups))
+        self.layout = layout_of(self.format)
         self.job, form = self._dot(tensor.type, self.shape[1])
         self.token = form, self.format.offset  # how it wants one token
 
@@ -54,6 +53,15 @@ class BlockMatrix:
         if d_in % (2 * BLOCK):  # an odd number of blocks
             return dots.dot_levels, dots.SIXTEENS
         return job, form
+
+
+def layout_of(form: Format) -> int:
+    """Which layout of tile.py a format's tiles have."""
+    if not form.has_super_blocks:
+        return {"offset": OFFSET, "minimum": MINIMUM, "": WORDS}[form.sums]
+    if form.sums == "offset":
+        return SIGNED
+    return MINIMA_4 if form.groups == 1 else MINIMA_8
 
 
 class FloatMatrix:

@@ -21,6 +21,7 @@ from tinyllava.ops.instructions import (
     put_float,
     put_floats,
     put_int,
+    put_short,
     times,
     word_at,
 )
@@ -28,18 +29,20 @@ from tinyllava.ops.rounding import (
     X_WORD,
     extreme,
     extremes_of_each,
+    extremes_of_four,
+    flip_signs,
     inverse_or_zero,
     put_ends,
     put_ints,
     put_rounded,
     quantize_words,
     rounding_errors,
+    sums_of_four,
     where_less,
 )
 from tinyllava.ops.team import numbers_at
-from tinyllava.ops.tile import BLOCK, LAYOUTS, TOKENS
+from tinyllava.ops.tile import BLOCK, LAYOUTS, MINIMA_4, OFFSET, SIGNED, TOKENS, WORDS
 
-WORDS = len(LAYOUTS) - 1  # the number of the layout for 16-bit floats
 COLUMNS = tuple(layout.columns for layout in LAYOUTS)
 X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
 X_SCALES = tuple(layout.x_scales for layout in LAYOUTS)
@@ -47,8 +50,8 @@ X_SUMS = tuple(layout.x_sums for layout in LAYOUTS)
 
 SLICE = 1024  # columns that are multiplied by some groups of tokens before the next
 BLOCKS = 16  # that are rounded together
-# Scratch of a thread: steps, their inverses, sums of the halves (a vector each), then two vectors a block.
-STEPS, INVERSES, FIRST, SECOND, PARTS = 0, 64, 128, 192, 256
+# Scratch of a thread: steps, their inverses (a vector each), sums (two), then two vectors for each block.
+STEPS, INVERSES, SUMS, PARTS = 0, 64, 128, 256
 QUANTIZE_ROOM = PARTS + 2 * 64 * BLOCKS
 TOPS = (-128.0, -127.0, -126.0, -125.0)  # what a block's largest number may become
 
@@ -95,24 +98,28 @@ def quantize_token(x: int, token: int, a: Any, room: int) -> None:
             for b in range(count):
                 block_of_words(x + 4 * (start + columns * b), at + b * size, t)
         else:
-            for b in range(0, count, BLOCKS):
-                few = min(BLOCKS, count - b)
-                blocks_of_bytes(x + 4 * (start + columns * b), few, at + b * size, layout, a[4], t, room)
+            for b in range(0, count * columns // BLOCK, BLOCKS):
+                few, record = min(BLOCKS, count * columns // BLOCK - b), at + b * BLOCK // columns * size
+                blocks_of_bytes(x + 4 * (start + BLOCK * b), few, record, layout, a[4], t, room)
 
 
 @kernel
 def clear_block(record: int, layout: int, t: int) -> None:
     """A token that is not there: zeros in its part of a record."""
-    size = X_SCALES[layout] // TOKENS
+    size, more = X_SCALES[layout] // TOKENS, (X_SIZE[layout] - X_SUMS[layout]) // TOKENS
     for i in range(0, size, 4):
         put_int(record + t * size + i, 0)
-    for i in range(t, (X_SIZE[layout] - X_SCALES[layout]) // 4, TOKENS):
-        put_int(record + X_SCALES[layout] + 4 * i, 0)
+    put_int(record + X_SCALES[layout] + 4 * t, 0)
+    for i in range(0, more, 4):
+        put_int(record + X_SUMS[layout] + t * more + i, 0)
 
 
 @kernel
-def best_steps(x: int, count: int, room: int) -> None:
-    """The best step of each of ``count`` blocks at x, and its inverse -> STEPS and INVERSES of the scratch."""
+def best_steps(x: int, count: int, together: bool, room: int) -> None:
+    """The best step of each of ``count`` blocks at x, and its inverse -> STEPS and INVERSES of the scratch.
+
+    ``together``: four blocks share a step.
+    """
     parts = room + PARTS
     for b in range(count):
         put_ends(x + 128 * b, parts + 64 * b)
@@ -120,6 +127,7 @@ def best_steps(x: int, count: int, room: int) -> None:
         put_floats(parts + 64 * b, no_floats())
         put_floats(parts + 64 * b + 1024, no_floats())
     ends = extremes_of_each(parts)
+    ends = extremes_of_four(ends) if together else ends
     inverse = inverse_or_zero(ends)
     best, least = no_floats(), everywhere(np.float32(np.inf))
     for top in TOPS:
@@ -128,6 +136,7 @@ def best_steps(x: int, count: int, room: int) -> None:
         for b in range(count):
             put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(room + INVERSES + 4 * b)))
         error = times(sums_of_each(parts), times(step, step))
+        error = sums_of_four(error) if together else error
         best, least = where_less(error, least, step, best), where_less(error, least, error, least)
     best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less
     put_floats(room + STEPS, best)
@@ -136,32 +145,44 @@ def best_steps(x: int, count: int, room: int) -> None:
 
 @kernel
 def blocks_of_bytes(x: int, count: int, record: int, layout: int, offset: int, t: int, room: int) -> None:
-    """``count`` <= 16 blocks of 32 floats at x -> token t's bytes, scales and sums in as many records."""
-    best_steps(x, count, room)
+    """``count`` <= 16 blocks of 32 floats at x -> token t's bytes, scales and sums in their records."""
+    each = COLUMNS[layout] // BLOCK  # blocks of a record
+    best_steps(x, count, each > 1, room)
     parts, size = room + PARTS, X_SIZE[layout]
     for b in range(count):
-        inverse = float_at(room + INVERSES + 4 * b)
-        put_rounded(x + 128 * b, inverse, record + b * size + t * BLOCK, parts + 64 * b)
-    first, second = sums_of_each(parts), sums_of_each(parts + 1024)
-    if layout < 2:
-        first = add(first, second)
-    put_sums(first, room + FIRST, layout, offset, room)
-    put_sums(second, room + SECOND, layout, offset, room)
-    for b in range(count):
-        at = record + b * size + X_SCALES[layout] + 4 * t
-        put_float(at, float_at(room + STEPS + 4 * b))
-        put_int(at + 4 * TOKENS, word_at(room + FIRST + 4 * b))
-        if layout >= 2:
-            put_int(at + 8 * TOKENS, word_at(room + SECOND + 4 * b))
+        to = record + b // each * size + (t * each + b % each) * BLOCK
+        put_rounded(x + 128 * b, float_at(room + INVERSES + 4 * b), to, parts + 64 * b)
+        if layout == SIGNED:
+            flip_signs(to)
+    for b in range(0, count, each):
+        put_float(record + b // each * size + X_SCALES[layout] + 4 * t, float_at(room + STEPS + 4 * b))
+    if layout < MINIMA_4:
+        totals = add(sums_of_each(parts), sums_of_each(parts + 1024))
+        if layout == OFFSET:
+            put_ints(room + SUMS, times(totals, everywhere(np.float32(-offset))))
+        else:
+            put_floats(room + SUMS, times(totals, load_floats(room + STEPS)))
+        for b in range(count):
+            put_int(record + b * size + X_SUMS[layout] + 4 * t, word_at(room + SUMS + 4 * b))
+    elif layout != SIGNED:
+        put_group_sums(count, record + X_SUMS[layout], layout, t, room)
 
 
 @kernel
-def put_sums(sums: Any, to: int, layout: int, offset: int, room: int) -> None:
-    """Sums of 16 blocks' bytes as records want them: times -c as whole numbers, or times the steps."""
-    if layout % 2 == 0:
-        put_ints(to, times(sums, everywhere(np.float32(-offset))))
+def put_group_sums(count: int, to: int, layout: int, t: int, room: int) -> None:
+    """The sums of token t's groups of 32 or 16 bytes, as int16; ``to`` is where the first record's sums begin."""
+    first, second = sums_of_each(room + PARTS), sums_of_each(room + PARTS + 1024)
+    if layout == MINIMA_4:
+        put_ints(room + SUMS, add(first, second))
+        for b in range(count):
+            put_short(to + b // 4 * X_SIZE[layout] + 8 * t + 2 * (b % 4), word_at(room + SUMS + 4 * b))
     else:
-        put_floats(to, times(sums, load_floats(room + STEPS)))
+        put_ints(room + SUMS, first)
+        put_ints(room + SUMS + 64, second)
+        for b in range(count):
+            at = to + b // 4 * X_SIZE[layout] + 16 * t + 4 * (b % 4)
+            put_short(at, word_at(room + SUMS + 4 * b))
+            put_short(at + 2, word_at(room + SUMS + 64 + 4 * b))
 
 
 @kernel

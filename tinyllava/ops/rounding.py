@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.folds import fold, fold_each, larger_lanes, load_sixteen, smaller_lanes
+from tinyllava.ops.folds import fold, fold_each, larger_lanes, load_sixteen, smaller_lanes, sum_lanes
 from tinyllava.ops.simd import (
     F32,
     FLOATS,
@@ -157,6 +157,26 @@ def extremes_of_each(builder: Any, address: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
 
 
+def _join_fours(builder: Any, v: Any, join: Any) -> Any:
+    """Each lane and its neighbours in a group of four, joined: all four the same."""
+    for step in (1, 2):
+        v = join(builder, v, pick(builder, v, v, [lane ^ step for lane in range(16)]))
+    return v
+
+
+@instruction("v:v")
+def extremes_of_four(builder: Any, v: Any) -> Any:
+    """Of four lanes each, the number of largest magnitude, sign included."""
+    high, low = (_join_fours(builder, v, join) for join in (larger_lanes, smaller_lanes))
+    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+
+
+@instruction("v:v")
+def sums_of_four(builder: Any, v: Any) -> Any:
+    """The sum of four lanes each."""
+    return _join_fours(builder, v, sum_lanes)
+
+
 @instruction("v:v")
 def inverse_or_zero(builder: Any, v: Any) -> Any:
     """1 / v, and 0 where v is 0."""
@@ -192,3 +212,10 @@ def put_rounded(builder: Any, address: Any, inverse: Any, to: Any, sums: Any) ->
 def put_ints(builder: Any, address: Any, values: Any) -> None:
     """Store 16 whole numbers, held as floats, as int32."""
     store(builder, builder.fptosi(values, INTS), address)
+
+
+@instruction("-:i")
+def flip_signs(builder: Any, address: Any) -> None:
+    """32 x s8, in place -> the same plus 128, as u8."""
+    kind = ir.VectorType(I8, 32)
+    store(builder, builder.xor(load(builder, address, kind), constant(kind, -128)), address)

@@ -8,8 +8,8 @@ load no more than twice, either.
 Operands are records, one for each 32 columns (64 of 16-bit numbers), that the loop reads from front to back:
 
     weights      for j in 0..7:  | row 0: q[4j..4j+3] | row 1: q[4j..4j+3] | ... | row 15 |     8 x 64 bytes
-                 scales d: 16 floats, one for each row (two sets if a block is 16 wide), then the minima m alike
-    activations  | token 0: 32 x s8 | ... | token 5: 32 x s8 |, scales d: 6 floats, sums: 6 (two sets)
+                 scales d: 16 floats, one for each row, then the minima m alike
+    activations  | token 0: 32 x s8 | ... | token 5: 32 x s8 |, scales d: 6 floats, sums: 6
 
 In step j every token's four bytes are sent to all 16 lanes and meet each side's weights in one ``dot4``. After
 the last the integers become floats and are multiplied by both scales. Two ways to treat w = d * (q - c) or
@@ -19,6 +19,7 @@ w = d * q + m:
     "minimum" m differs from block to block; sums hold d * sum(x) as float32, to be multiplied by m
     ""        weights are signed 16-bit numbers without either; records hold words, and dot2 takes two at a time
 
+Formats with super-blocks have longer records: super_tile.py.
 ``outer`` is the same over float32, for float weights and for attention.
 """
 
@@ -37,7 +38,6 @@ from tinyllava.ops.simd import (
     I32,
     I64,
     INTS,
-    WORDS,
     constant,
     emit_dot2,
     emit_dot4,
@@ -47,6 +47,7 @@ from tinyllava.ops.simd import (
     splat,
     store,
 )
+from tinyllava.ops.simd import WORDS as SHORTS
 
 # Two accumulators of each kind, sums and sums of sums: what 32 registers of 512 bits hold, or 16 of 256.
 WIDE = "avx512f" in FEATURES
@@ -61,8 +62,8 @@ BLOCK = 32  # columns of a block, and of a record of bytes
 class Layout:
     """Where things stand in the records of one kind of product; offsets and sizes in bytes."""
 
-    sums: str  # "offset", "minimum" or ""
-    groups: int = 1  # scales for each record
+    sums: str  # "offset", "minimum", "minima", "signed" or ""
+    groups: int = 1  # scales of weights in each record
 
     @property
     def word_bytes(self) -> int:
@@ -72,7 +73,7 @@ class Layout:
     @property
     def columns(self) -> int:
         """Columns of a record. Scaling its sums takes as long as three steps, so it should not be short."""
-        return BLOCK * self.word_bytes
+        return {"minima": 4 * BLOCK, "signed": 4 * BLOCK, "": 2 * BLOCK}.get(self.sums, BLOCK)
 
     @property
     def steps(self) -> int:
@@ -85,11 +86,12 @@ class Layout:
 
     @property
     def w_minima(self) -> int:
+        """What comes after the scales: minima, or in super_tile.py what it says there."""
         return self.w_scales + 64 * self.groups
 
     @property
     def w_size(self) -> int:
-        return self.w_minima + (64 * self.groups if self.sums == "minimum" else 0)
+        return self.w_minima + {"minimum": 64, "minima": 32 * self.groups + 64, "signed": 64}.get(self.sums, 0)
 
     @property
     def x_scales(self) -> int:
@@ -101,10 +103,13 @@ class Layout:
 
     @property
     def x_size(self) -> int:
-        return self.x_sums + (4 * TOKENS * 2 if self.sums else 0)
+        return self.x_sums + TOKENS * {"offset": 4, "minimum": 4, "minima": 2 * self.groups}.get(self.sums, 0)
 
 
-LAYOUTS = (Layout("offset"), Layout("minimum"), Layout("offset", 2), Layout("minimum", 2), Layout(""))
+OFFSET, MINIMUM, MINIMA_4, MINIMA_8, SIGNED, WORDS = range(6)  # in this order, as kernels know them
+LAYOUTS = (
+    Layout("offset"), Layout("minimum"), Layout("minima", 4), Layout("minima", 8), Layout("signed", 8), Layout(""),
+)  # fmt: skip
 
 
 def loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
@@ -129,53 +134,49 @@ def loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
 
 def _record(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
     """One record of weights at each of the addresses ws against one of activations at x."""
-    sums = [[_start(builder, layout, x, t, g) for t in range(TOKENS) for _ in ws] for g in range(layout.groups)]
+    sums = [_start(builder, layout, x, t) for t in range(TOKENS) for _ in ws]
     for j in range(layout.steps):
         weights = [load(builder, w, INTS, 64 * j) for w in ws]
-        group = sums[j * layout.groups // layout.steps]
         for t in range(TOKENS):
             activations = splat(builder, load(builder, x, I32, 4 * (t * layout.steps + j)))
             for i, side in enumerate(weights, t * SIDES):
-                group[i] = _dot(builder, layout, group[i], side, activations)
+                sums[i] = _dot(builder, layout, sums[i], side, activations)
     return [
-        _scaled(builder, layout, (ws[i % SIDES], x, i // SIDES), [group[i] for group in sums], accumulator)
-        for i, accumulator in enumerate(accumulators)
+        _scaled(builder, layout, (ws[i % SIDES], x, i // SIDES), integers, accumulator)
+        for i, (integers, accumulator) in enumerate(zip(sums, accumulators, strict=True))
     ]
 
 
-def _scaled(builder: Any, layout: Layout, at: tuple[Any, Any, int], sums: list[Any], accumulator: Any) -> Any:
-    """accumulator + the integer sums of a record's groups, scaled; ``at``: weights, activations, token."""
-    (w, x, t), scaled = at, None
-    for g, integers in enumerate(sums):
-        d, dots = load(builder, w, FLOATS, layout.w_scales + 64 * g), builder.sitofp(integers, FLOATS)
-        scaled = builder.fmul(d, dots) if scaled is None else emit_fused(builder, d, dots, scaled)
+def _scaled(builder: Any, layout: Layout, at: tuple[Any, Any, int], sums: Any, accumulator: Any) -> Any:
+    """accumulator + the integer sums of a record, scaled; ``at``: weights, activations, token."""
+    w, x, t = at
+    scaled = builder.fmul(load(builder, w, FLOATS, layout.w_scales), builder.sitofp(sums, FLOATS))
     scale = splat(builder, load(builder, x, F32, layout.x_scales + 4 * t))
     accumulator = emit_fused(builder, scaled, scale, accumulator)
-    for g in range(layout.groups if layout.sums == "minimum" else 0):
-        m = load(builder, w, FLOATS, layout.w_minima + 64 * g)
-        total = splat(builder, load(builder, x, F32, layout.x_sums + 4 * (TOKENS * g + t)))
-        accumulator = emit_fused(builder, m, total, accumulator)
+    if layout.sums == "minimum":
+        total = splat(builder, load(builder, x, F32, layout.x_sums + 4 * t))
+        return emit_fused(builder, load(builder, w, FLOATS, layout.w_minima), total, accumulator)
     return accumulator
 
 
-def _start(builder: Any, layout: Layout, x: Any, t: int, g: int) -> Any:
-    """Where the integer sums of token t and group g begin."""
+def _start(builder: Any, layout: Layout, x: Any, t: int) -> Any:
+    """Where the integer sums of token t begin."""
     if layout.sums != "offset":
         return constant(INTS, 0)
-    return splat(builder, load(builder, x, I32, layout.x_sums + 4 * (TOKENS * g + t)))
+    return splat(builder, load(builder, x, I32, layout.x_sums + 4 * t))
 
 
 def _dot(builder: Any, layout: Layout, sums: Any, weights: Any, activations: Any) -> Any:
-    kind, emit = (BYTES, emit_dot4) if layout.word_bytes == 1 else (WORDS, emit_dot2)
+    kind, emit = (BYTES, emit_dot4) if layout.word_bytes == 1 else (SHORTS, emit_dot2)
     return emit(builder, sums, builder.bitcast(weights, kind), builder.bitcast(activations, kind))
 
 
-def _sides(builder: Any, start: Any, step: Any) -> list[Any]:
+def sides_of(builder: Any, start: Any, step: Any) -> list[Any]:
     """Where each side's weights begin."""
     return [builder.add(start, builder.mul(step, ir.Constant(I64, side))) for side in range(SIDES)]
 
 
-def _places(builder: Any, y: Any, y_step: Any, tokens: int) -> list[Any]:
+def places_of(builder: Any, y: Any, y_step: Any, tokens: int) -> list[Any]:
     """Where each accumulator belongs: token by token, a side's 16 columns beside the other's."""
     rows = [builder.add(y, builder.mul(y_step, ir.Constant(I64, t))) for t in range(tokens)]
     return [builder.add(row, ir.Constant(I64, 64 * side)) for row in rows for side in range(SIDES)]
@@ -189,7 +190,7 @@ def _tile(layout: Layout) -> Any:
     """
 
     def emit(builder: Any, w: Any, w_side: Any, x: Any, y: Any, y_step: Any, n_records: Any) -> None:
-        sides, places = _sides(builder, w, w_side), _places(builder, y, y_step, TOKENS)
+        sides, places = sides_of(builder, w, w_side), places_of(builder, y, y_step, TOKENS)
 
         def body(i: Any, accumulators: list[Any]) -> list[Any]:
             w_at = builder.mul(i, ir.Constant(I64, layout.w_size))
@@ -203,7 +204,7 @@ def _tile(layout: Layout) -> Any:
     return instruction("-:iiiiii")(emit)
 
 
-tile_offset, tile_minimum, tile_offset_2, tile_minimum_2, tile_words = (_tile(layout) for layout in LAYOUTS)
+tile_offset, tile_minimum, tile_words = (_tile(LAYOUTS[i]) for i in (OFFSET, MINIMUM, WORDS))
 
 
 @instruction("-:iiiiiiii")
@@ -215,7 +216,7 @@ def outer(
     Steps are bytes from one row of x, w or y to the next; ``w_side`` bytes lie between the first 16 columns of w
     and the others.
     """
-    sides, places = _sides(builder, w, w_side), _places(builder, y, y_step, FLOAT_TOKENS)
+    sides, places = sides_of(builder, w, w_side), places_of(builder, y, y_step, FLOAT_TOKENS)
     xs = [builder.add(x, builder.mul(x_step, ir.Constant(I64, t))) for t in range(FLOAT_TOKENS)]
 
     def body(k: Any, accumulators: list[Any]) -> list[Any]:

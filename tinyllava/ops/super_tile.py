@@ -1,0 +1,176 @@
+"""Tiles of the formats with super-blocks (Q2_K to Q6_K), whose scales are many: one for each 16 or 32 columns.
+
+As in tile.py, but a record has 128 columns, for all of which activations share a scale; so a group's sums are
+multiplied by the weights' scale only, and what that gives by the activations' once for all groups. Two layouts:
+
+    "minima"  w = d * q + m, q unsigned    after the scales d: the minima as int16, those of two groups side by
+              side for each row, and the unit that they are counted in. Activations have the sums of their groups
+              as int16, too: dot2 multiplies two groups' minima by two groups' sums
+    "signed"  w = d * (q - c), as s8    activations are x + 128, unsigned; after the scales: what is then too much,
+              -128 * sum(w), where accumulation starts
+
+Reference: what comes of it is NumpyOps.linear; each ``seal`` says what it makes of a record.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from tinyllava.ops.folds import larger_lanes
+from tinyllava.ops.simd import (
+    BYTES,
+    F32,
+    FLOATS,
+    I8,
+    I32,
+    I64,
+    INTS,
+    WORDS,
+    call,
+    constant,
+    emit_dot2,
+    emit_dot4,
+    emit_fused,
+    instruction,
+    load,
+    plus,
+    splat,
+    store,
+)
+from tinyllava.ops.tile import (
+    LAYOUTS,
+    MINIMA_4,
+    MINIMA_8,
+    SIDES,
+    SIGNED,
+    TOKENS,
+    Layout,
+    loop,
+    places_of,
+    sides_of,
+)
+
+LARGEST = 32767.0  # of int16
+
+
+def _groups(builder: Any, layout: Layout, ws: list[Any], x: Any, start: list[Any]) -> list[Any]:
+    """start + each group's integer sums times the weights' scales."""
+    steps = layout.steps // layout.groups
+
+    def body(g: Any, accumulators: list[Any]) -> list[Any]:
+        at = [builder.add(w, builder.mul(g, ir.Constant(I64, 64 * steps))) for w in ws]
+        scales = [plus(builder, builder.add(w, builder.shl(g, ir.Constant(I64, 6))), layout.w_scales) for w in ws]
+        bytes_ = builder.add(x, builder.mul(g, ir.Constant(I64, 4 * steps)))
+        sums = [constant(INTS, 0)] * (TOKENS * SIDES)
+        for j in range(steps):
+            weights = [builder.bitcast(load(builder, w, INTS, 64 * j), BYTES) for w in at]
+            for t in range(TOKENS):
+                four = splat(builder, load(builder, bytes_, I32, 4 * (t * layout.steps + j)))
+                for i, side in enumerate(weights, t * SIDES):
+                    pair = side, builder.bitcast(four, BYTES)
+                    sums[i] = emit_dot4(builder, sums[i], *(pair[::-1] if layout.sums == "signed" else pair))
+        d = [load(builder, scale, FLOATS) for scale in scales]
+        return [
+            emit_fused(builder, d[i % SIDES], builder.sitofp(sums[i], FLOATS), accumulator)
+            for i, accumulator in enumerate(accumulators)
+        ]
+
+    return loop(builder, ir.Constant(I64, layout.groups), start, body)
+
+
+def _add_minima(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
+    """accumulators + minima times the sums of the activations' groups."""
+    sums, pairs = [constant(INTS, 0)] * (TOKENS * SIDES), layout.groups // 2
+    for k in range(pairs):
+        minima = [builder.bitcast(load(builder, w, INTS, layout.w_minima + 64 * k), WORDS) for w in ws]
+        for t in range(TOKENS):
+            two = splat(builder, load(builder, x, I32, layout.x_sums + 4 * (t * pairs + k)))
+            for i, side in enumerate(minima, t * SIDES):
+                sums[i] = emit_dot2(builder, sums[i], side, builder.bitcast(two, WORDS))
+    units = [load(builder, w, FLOATS, layout.w_minima + 64 * pairs) for w in ws]
+    return [
+        emit_fused(builder, units[i % SIDES], builder.sitofp(sums[i], FLOATS), accumulator)
+        for i, accumulator in enumerate(accumulators)
+    ]
+
+
+def _super_tile(layout: Layout) -> Any:
+    """As tile._tile."""
+
+    def emit(builder: Any, w: Any, w_side: Any, x: Any, y: Any, y_step: Any, n_records: Any) -> None:
+        sides, places = sides_of(builder, w, w_side), places_of(builder, y, y_step, TOKENS)
+
+        def body(i: Any, _: list[Any]) -> list[Any]:
+            w_at = builder.mul(i, ir.Constant(I64, layout.w_size))
+            x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
+            ws = [builder.add(side, w_at) for side in sides]
+            start = [constant(FLOATS, 0.0)] * SIDES
+            if layout.sums == "signed":
+                start = [load(builder, w, FLOATS, layout.w_minima) for w in ws]
+            found = _groups(builder, layout, ws, x_at, start * TOKENS)
+            if layout.sums == "minima":
+                found = _add_minima(builder, layout, ws, x_at, found)
+            for i, (value, place) in enumerate(zip(found, places, strict=True)):
+                scale = splat(builder, load(builder, x_at, F32, layout.x_scales + 4 * (i // SIDES)))
+                store(builder, emit_fused(builder, value, scale, load(builder, place, FLOATS)), place)
+            return []
+
+        loop(builder, n_records, [], body)
+
+    return instruction("-:iiiiii")(emit)
+
+
+tile_minima_4, tile_minima_8, tile_signed = (_super_tile(LAYOUTS[i]) for i in (MINIMA_4, MINIMA_8, SIGNED))
+
+
+# ---- the last step of bringing weights into records: q and the scales d are there
+
+
+def _seal_minima(layout: Layout) -> Any:
+    """seal(record, minima): minima, of each group a vector, become int16 and their unit."""
+    groups = layout.groups
+
+    def at(g: int) -> int:
+        """Of 4 blocks of 32 columns, 256 bytes each: their scales, then their minima."""
+        each = groups // 4
+        return 256 * (g // each) + 64 * (g % each)
+
+    def emit(builder: Any, record: Any, minima: Any) -> None:
+        values = [load(builder, minima, FLOATS, at(g)) for g in range(groups)]
+        most = constant(FLOATS, 0.0)
+        for v in values:
+            most = larger_lanes(builder, most, call(builder, "llvm.fabs.v16f32", FLOATS, v))
+        unit = builder.fmul(most, constant(FLOATS, 1.0 / LARGEST))
+        none = builder.fcmp_ordered("==", unit, constant(FLOATS, 0.0))
+        inverse = builder.select(none, unit, builder.fdiv(constant(FLOATS, 1.0), unit))
+        whole = [call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(v, inverse)) for v in values]
+        numbers = [builder.fptosi(v, INTS) for v in whole]
+        for k in range(groups // 2):
+            low = builder.and_(numbers[2 * k], constant(INTS, 0xFFFF))
+            both = builder.or_(low, builder.shl(numbers[2 * k + 1], constant(INTS, 16)))
+            store(builder, both, record, layout.w_minima + 64 * k)
+        store(builder, unit, record, layout.w_minima + 32 * groups)
+
+    return instruction("-:ii")(emit)
+
+
+seal_minima_4, seal_minima_8 = (_seal_minima(LAYOUTS[i]) for i in (MINIMA_4, MINIMA_8))
+
+
+@instruction("-:ii")
+def seal_signed(builder: Any, record: Any, offset: Any) -> None:
+    """q - offset for each q, and -128 * sum(d * (q - offset)) after the scales."""
+    layout = LAYOUTS[SIGNED]
+    steps, c = layout.steps // layout.groups, splat(builder, builder.trunc(offset, I8), 64)
+    total = constant(FLOATS, 0.0)
+    for g in range(layout.groups):
+        sums = constant(INTS, 0)
+        for j in range(g * steps, (g + 1) * steps):
+            q = builder.sub(load(builder, record, BYTES, 64 * j), c)
+            store(builder, q, record, 64 * j)
+            sums = emit_dot4(builder, sums, constant(BYTES, 1), q)
+        d = load(builder, record, FLOATS, layout.w_scales + 64 * g)
+        total = emit_fused(builder, d, builder.sitofp(sums, FLOATS), total)
+    store(builder, builder.fmul(total, constant(FLOATS, -128.0)), record, layout.w_minima)
