@@ -204,3 +204,16 @@ def test_files_in_the_wrong_places_are_told_apart(folder: Path, tmp_path: Path) 
         tinyllava.load(tmp_path / "absent.gguf")
     with pytest.raises(PictureError):
         pair(folder).encode_image(b"not a picture")
+
+
+@pytest.mark.parametrize("n_batch", [1, 3, 4, 100])
+def test_a_prompt_in_pieces_is_the_prompt(n_batch: int) -> None:
+    llava = tinyllava.load(backend="numpy")
+    llava.n_batch = n_batch
+    width = llava.language.llama.config.n_embd
+    picture = np.arange(5 * width, dtype=np.float32).reshape(5, width)
+    ids = [3, 9, 27], [81, 7]
+    whole = np.concatenate([*llava.pieces(ids[0]), picture, *llava.pieces(ids[1])])
+    pieces = list(llava.pieces(ids[0], picture, [], ids[1]))
+    assert [len(piece) for piece in pieces[:-1]] == [n_batch] * (len(pieces) - 1)
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class Stream:
         pictures = [llava.encode_pixels(rgb, self.tap, self.progress) for rgb in plan.pixels]
         clock.append(time.perf_counter())
         cache = KVCache(llama.config, plan.context_needed, ops)
-        hidden = self._prefill(prompt_embeddings(plan, pictures, llava), cache)  # (n, n_embd): the last piece
+        hidden = self._prefill(pictures, cache)  # (n, n_embd): the last piece
         clock.append(time.perf_counter())
 
         def read(ids: list[int]) -> Array:  # one token (1,) -> the logits after it (1, n_vocab)
@@ -198,14 +198,14 @@ class Stream:
             seed=self.sampler.seed,
         )
 
-    def _prefill(self, x: Array, cache: KVCache) -> Array:
-        """Read the whole prompt's embeddings x (n, n_embd) -> what the last piece gives for the head."""
-        llama, ops = self.llava.language.llama, self.llava.ops
-        hidden = x
-        for piece in self.llava.chunks(x):
-            self.progress("prompt", cache.length, len(x))
+    def _prefill(self, pictures: Sequence[Array], cache: KVCache) -> Array:
+        """Read the whole prompt, pictures in their places -> what the last piece gives for the head."""
+        llama, ops, n = self.llava.language.llama, self.llava.ops, self.plan.prompt_tokens
+        parts = [pictures[part.index] if isinstance(part, ImageSlot) else part for part in self.plan.parts]
+        for piece in self.llava.pieces(*parts):
+            self.progress("prompt", cache.length, n)
             hidden = forward(piece, llama, cache, ops, self.tap.at("llm"))
-        self.progress("prompt", len(x), len(x))
+        self.progress("prompt", n, n)
         return hidden
 
 
@@ -245,15 +245,6 @@ class Answer:
         self.text += piece
         if piece:
             yield piece
-
-
-def prompt_embeddings(plan: Plan, pictures: Sequence[Array], llava: LLaVA) -> Array:
-    """The prompt as one row of embeddings (prompt_tokens, n_embd), each picture in its place."""
-    llama, ops = llava.language.llama, llava.ops
-    rows: list[Any] = []
-    for part in plan.parts:
-        rows.append(pictures[part.index] if isinstance(part, ImageSlot) else embed(part, llama, ops))
-    return np.concatenate(rows)
 
 
 def timings(load_s: float, stages: list[float], n_prompt: int, n_answer: int) -> dict[str, float]:

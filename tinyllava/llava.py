@@ -11,7 +11,7 @@ A picture's embeddings stand in the prompt where the picture does; from there on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -230,14 +230,26 @@ class LLaVA:
         cache = KVCache(llama.config, len(ids), self.ops)
         at = tap.at("llm")
         rows = []
-        for piece in self.chunks(language.embed(list(ids), llama, self.ops)):
+        for piece in self.pieces(list(ids)):
             x = language.forward(piece, llama, cache, self.ops, at)  # (piece, n_embd)
             rows.append(self.ops.numpy(language.unembed(x, llama, self.ops, at)))  # (piece, n_vocab)
         return np.concatenate(rows)
 
-    def chunks(self, x: Array) -> list[Array]:
-        """Embeddings (n, n_embd) in pieces of at most n_batch tokens."""
-        return [x[start : start + self.n_batch] for start in range(0, len(x), self.n_batch)]
+    def pieces(self, *parts: list[int] | Array) -> Iterator[Array]:
+        """A prompt's embeddings in pieces (at most n_batch, n_embd), of token ids and of pictures' embeddings.
+
+        Tokens are embedded when it is their turn: a long prompt's embeddings are never all in memory.
+        """
+        starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        for first in range(0, starts[-1], self.n_batch):
+            rows: list[Array] = []
+            for part, start in zip(parts, starts[:-1], strict=True):
+                here = part[max(0, first - start) : max(0, first + self.n_batch - start)]
+                if isinstance(here, list):
+                    rows += [language.embed(here, self.language.llama, self.ops)] if here else []
+                elif len(here) > 0:
+                    rows.append(here)
+            yield rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     # ---- the whole: generate.py
 

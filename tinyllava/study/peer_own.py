@@ -42,8 +42,7 @@ class Own:
     def prefill(self, ids: list[int]) -> None:
         """Read a prompt into an empty cache; the logits after its last token."""
         self.cache.truncate(0)
-        x = embed(ids, self.llama, self.ops)
-        for piece in self.llava.chunks(x):
+        for piece in self.llava.pieces(ids):
             x = forward(piece, self.llama, self.cache, self.ops)
         self.ops.numpy(unembed(x[-1:], self.llama, self.ops))
 
