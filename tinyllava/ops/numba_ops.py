@@ -263,7 +263,7 @@ class NumbaOps(NumpyOps):
         d_out, d_in = w.shape
         layout, n_groups = LAYOUTS[w.layout], -(-n // TOKENS)
         n_tiles, tile_size = -(-d_out // ROWS), -(-min(d_in, products.WIDTH) // layout.columns) * layout.w_size
-        panel = min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 8) // SIDES * SIDES or SIDES
+        panel = min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 4) // SIDES * SIDES or SIDES
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
         scratch = self.jobs.room("tiles", size * self.threads)
