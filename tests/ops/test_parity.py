@@ -12,7 +12,7 @@ import pytest
 from tinyllava.errors import UsageError
 from tinyllava.ops import BACKENDS, Ops, select
 from tinyllava.ops.formats import FORMATS as LEVELS
-from tinyllava.ops.formats import levels_row
+from tinyllava.ops.formats import SCALES_ROOM, levels_row
 from tinyllava.quant.blocks import TYPES, dequantize
 
 RNG = np.random.default_rng(2024)
@@ -288,7 +288,8 @@ def test_levels_are_what_dequantizing_multiplies(kind: str) -> None:
     y = np.empty((50, 512), np.float64)
     with np.errstate(all="ignore"):
         for i, row in enumerate(raw):
-            q, table, room = np.empty(512, np.uint8), np.empty((16, 64), np.float32), np.empty(16, np.float32)
+            q, table = np.empty(512, np.uint8), np.empty((16, 64), np.float32)
+            room = np.empty(SCALES_ROOM, np.uint8)
             at = q.ctypes.data, table.ctypes.data, table.strides[0], room.ctypes.data
             levels_row(form.number, row.ctypes.data, 16, *at)
             d = table[:, : 16 * form.groups : 16].repeat(32 // form.groups)

@@ -189,10 +189,12 @@ def minima_q2_k(block: int) -> Any:
 
 # ---- a row of numbers and scales
 #      raw: the row's first block; q: where 32 bytes for each record go; to: where the first record's scale goes,
-#      others ``step`` bytes on, a record's further scales and minima 64 bytes apart; room: 64 bytes of scratch
+#      others ``step`` bytes on, a record's further scales and minima 64 bytes apart; room: SCALES_ROOM of scratch
 
 
 PAIR_BYTES = (2, 2, 18, 20, 22, 24, 34)  # of a block, by Format.number
+SUPER_BYTES = (84, 110, 144, 176, 210)  # of a super-block, by Format.number - 7
+SCALES_ROOM = 1088  # bytes of scratch for a super-block's scales and minima
 
 
 @kernel
@@ -220,81 +222,71 @@ def levels_of_pairs(number: int, raw: int, n_records: int, q: int, to: int, step
 
 
 @kernel
-def put_eights(numbers: Any, to: int, step: int, room: int) -> None:
+def put_eights(numbers: int, to: int, step: int) -> None:
     """| 8 scales | 8 minima | to 8 records."""
-    put_floats(room, numbers)
     for j in range(8):
-        put_float(to + step * j, float_at(room + 4 * j))
-        put_float(to + step * j + 64, float_at(room + 4 * j + 32))
+        put_float(to + step * j, float_at(numbers + 4 * j))
+        put_float(to + step * j + 64, float_at(numbers + 4 * j + 32))
 
 
 @kernel
-def put_sixteens(numbers: Any, to: int, step: int, room: int) -> None:
+def put_sixteens(numbers: int, to: int, step: int) -> None:
     """16 scales to 8 records of two each."""
-    put_floats(room, numbers)
     for j in range(8):
-        put_float(to + step * j, float_at(room + 8 * j))
-        put_float(to + step * j + 64, float_at(room + 8 * j + 4))
+        put_float(to + step * j, float_at(numbers + 8 * j))
+        put_float(to + step * j + 64, float_at(numbers + 8 * j + 4))
 
 
 @kernel
-def levels_q2_k(raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """Two scales a record, then two minima."""
-    for b in range(n_records // 8):
-        for j in range(4):
-            put_bytes(q + 256 * b + 64 * j, quarter_q2_k(raw + 84 * b, j))
-        put_sixteens(scales_q2_k(raw + 84 * b), to + 8 * b * step, step, room)
-        put_sixteens(minima_q2_k(raw + 84 * b), to + 8 * b * step + 128, step, room)
+def put_quarters(number: int, block: int, q: int) -> None:
+    """The 256 numbers of a super-block."""
+    for j in range(4):
+        if number == 7:
+            put_bytes(q + 64 * j, quarter_q2_k(block, j))
+        elif number == 8:
+            put_bytes(q + 64 * j, quarter_q3_k(block, j))
+        elif number == 9:
+            put_bytes(q + 64 * j, quarter_q4_k(block, j))
+        elif number == 10:
+            put_bytes(q + 64 * j, quarter_q5_k(block, j))
+        else:
+            put_bytes(q + 64 * j, quarter_q6_k(block, j))
 
 
 @kernel
-def levels_q3_k(raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """Two scales a record."""
-    for b in range(n_records // 8):
-        for j in range(4):
-            put_bytes(q + 256 * b + 64 * j, quarter_q3_k(raw + 110 * b, j))
-        put_sixteens(scales_q3_k(raw + 110 * b), to + 8 * b * step, step, room)
+def put_scales(number: int, block: int, to: int) -> None:
+    """A super-block's 16 scales, or | 8 scales | 8 minima |; of Q2_K the 16 minima 1024 bytes on."""
+    if number == 7:
+        put_floats(to, scales_q2_k(block))
+        put_floats(to + 1024, minima_q2_k(block))
+    elif number == 8:
+        put_floats(to, scales_q3_k(block))
+    elif number == 11:
+        put_floats(to, scales_q6_k(block))
+    else:
+        put_floats(to, scales_q4_k(block))
 
 
 @kernel
-def levels_q4_k(raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """A scale and a minimum for each record."""
+def levels_of_super_blocks(number: int, raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
+    """The formats with super-blocks. Two scales a record, and of Q2_K two minima; of Q4_K and Q5_K one of each."""
+    size = SUPER_BYTES[number - 7]
     for b in range(n_records // 8):
-        for j in range(4):
-            put_bytes(q + 256 * b + 64 * j, quarter_q4_k(raw + 144 * b, j))
-        put_eights(scales_q4_k(raw + 144 * b), to + 8 * b * step, step, room)
-
-
-@kernel
-def levels_q5_k(raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """A scale and a minimum for each record."""
-    for b in range(n_records // 8):
-        for j in range(4):
-            put_bytes(q + 256 * b + 64 * j, quarter_q5_k(raw + 176 * b, j))
-        put_eights(scales_q4_k(raw + 176 * b), to + 8 * b * step, step, room)
-
-
-@kernel
-def levels_q6_k(raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """Two scales a record."""
-    for b in range(n_records // 8):
-        for j in range(4):
-            put_bytes(q + 256 * b + 64 * j, quarter_q6_k(raw + 210 * b, j))
-        put_sixteens(scales_q6_k(raw + 210 * b), to + 8 * b * step, step, room)
+        block, at = raw + size * b, to + 8 * b * step
+        put_quarters(number, block, q + 256 * b)
+        put_scales(number, block, room)
+        if number == 9 or number == 10:
+            put_eights(room, at, step)
+        else:
+            put_sixteens(room, at, step)
+        if number == 7:
+            put_sixteens(room + 1024, at + 128, step)
 
 
 @kernel
 def levels_row(number: int, raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
     """One row of the format whose Format.number is ``number``."""
-    if number == 7:
-        levels_q2_k(raw, n_records, q, to, step, room)
-    elif number == 8:
-        levels_q3_k(raw, n_records, q, to, step, room)
-    elif number == 9:
-        levels_q4_k(raw, n_records, q, to, step, room)
-    elif number == 10:
-        levels_q5_k(raw, n_records, q, to, step, room)
-    elif number == 11:
-        levels_q6_k(raw, n_records, q, to, step, room)
+    if number >= 7:
+        levels_of_super_blocks(number, raw, n_records, q, to, step, room)
     else:
         levels_of_pairs(number, raw, n_records, q, to, step)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.formats import FORMATS, levels_row
+from tinyllava.ops.formats import FORMATS, SCALES_ROOM, SUPER_BYTES, levels_row, put_quarters, put_scales
 from tinyllava.ops.instructions import (
     bfloat_at,
     float_at,
@@ -69,9 +69,11 @@ GROUPS = 16  # of tokens
 CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
 PIECE = 128  # the same of 16-bit floats
 ROW_STEP = CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
-ROWS_AT = 128  # in scratch: rows taken apart, and for super-blocks a table of their scales and minima
+# In scratch: a row's scales; rows taken apart; for super-blocks, rows of scales and minima, then these by columns.
+ROWS_AT = -(-SCALES_ROOM // 64) * 64
 TABLE_AT = ROWS_AT + ROWS * ROW_STEP
-TILE_ROOM = max(TABLE_AT + CHUNK // BLOCK * 256, 128 + ROWS * (4 * PIECE + 64 + 4 * COLUMNS[WORDS]))  # bytes of it
+SORTED_AT = TABLE_AT + CHUNK // 256 * 2048
+TILE_ROOM = max(SORTED_AT + 2048, 128 + ROWS * (4 * PIECE + 64 + 4 * COLUMNS[WORDS]))  # bytes of all that
 SUMS_STEP = 4 * SIDES * ROWS  # bytes from one token's sums to the next one's
 ROOM = TILE_ROOM + GROUPS * TOKENS * SUMS_STEP
 
@@ -164,25 +166,36 @@ def make_records(
 def make_super_records(
     number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
 ) -> None:
-    """The same for super-blocks: a record for four blocks. A table has the scales first, 256 bytes a block."""
-    rows, table = room + ROWS_AT, room + TABLE_AT
-    each = 2 if layout != MINIMA_4 else 1  # scales of a block
+    """The same for super-blocks of 256: two records for each. Their scales are interleaved as the numbers are."""
+    rows, table, sorted_ = room + ROWS_AT, room + TABLE_AT, room + SORTED_AT
+    block_bytes, size = SUPER_BYTES[number - 7], W_SIZE[layout]
     for r in range(n_rows):
-        levels_row(number, raw + r * row_bytes, n_blocks, rows + r * ROW_STEP, table + 4 * r, 256, room)
+        for i in range(n_blocks // 8):
+            block = raw + r * row_bytes + i * block_bytes
+            put_quarters(number, block, rows + r * ROW_STEP + 256 * i)
+            put_scales(number, block, table + 2048 * i + 64 * r)
     for b in range(n_blocks):
-        record = to + b // 4 * W_SIZE[layout]
-        interleave(rows + b * BLOCK, ROW_STEP, record + b % 4 * 16 * BLOCK)
-        for s in range(each):
-            scales = load_floats(table + 256 * b + 64 * s)
-            put_floats(record + W_SCALES[layout] + 64 * (b % 4 * each + s), scales)
-    for i in range(n_blocks // 4):
-        record, minima = to + i * W_SIZE[layout], table + 1024 * i + 64 * each
-        if layout == MINIMA_4:
-            seal_minima_4(record, minima)
-        elif layout == MINIMA_8:
-            seal_minima_8(record, minima)
-        else:
-            seal_signed(record, OFFSETS[number])
+        interleave(rows + b * BLOCK, ROW_STEP, to + b // 4 * size + b % 4 * 16 * BLOCK)
+    groups = 4 if layout == MINIMA_4 else 8
+    for i in range(n_blocks // 8):
+        for part in range(4 if layout == MINIMA_8 else 2):  # 8 of the 16 scales, or minima, of each row
+            interleave(table + 2048 * i + 1024 * (part // 2) + 32 * (part % 2), 64, sorted_ + 512 * part)
+        for half in range(2):
+            record, own = to + (2 * i + half) * size, sorted_ + 64 * groups * half
+            for g in range(groups):
+                put_floats(record + W_SCALES[layout] + 64 * g, load_floats(own + 64 * g))
+            seal(layout, record, own + 128 * groups, OFFSETS[number])
+
+
+@kernel
+def seal(layout: int, record: int, minima: int, offset: int) -> None:
+    """The last step of a record of super_tile.py."""
+    if layout == MINIMA_4:
+        seal_minima_4(record, minima)
+    elif layout == MINIMA_8:
+        seal_minima_8(record, minima)
+    else:
+        seal_signed(record, offset)
 
 
 @kernel

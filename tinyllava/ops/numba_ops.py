@@ -23,7 +23,7 @@ from tinyllava.ops import numba_attention as attention
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
-from tinyllava.ops.formats import FORMATS
+from tinyllava.ops.formats import FORMATS, SCALES_ROOM
 from tinyllava.ops.numba_attention_token import attend_token, token_scratch
 from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
 from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_others, quantize_tokens
@@ -194,7 +194,7 @@ class NumbaOps(NumpyOps):
         d_out, d_in = w.shape
         extra: tuple[int, ...] = ()
         if isinstance(w, BlockMatrix) and w.job is dots.dot_levels:
-            size = 300 * (d_in // BLOCK + 2)  # as dot_levels lays it out
+            size = 576 * (d_in // (2 * BLOCK) + 1) + SCALES_ROOM  # as dot_levels lays it out
             scratch = self.jobs.room("levels", size * self.threads)
             extra = (w.format.number, w.format.groups, int(w.format.sums == "minimum"), scratch, size)
         rows = max(1, min(ITEM_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))

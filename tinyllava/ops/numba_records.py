@@ -53,7 +53,7 @@ BLOCKS = 16  # that are rounded together
 # Scratch of a thread: steps, their inverses (a vector each), sums (two), then two vectors for each block.
 STEPS, INVERSES, SUMS, PARTS = 0, 64, 128, 256
 QUANTIZE_ROOM = PARTS + 2 * 64 * BLOCKS
-TOPS = (-128.0, -127.0, -126.0, -125.0)  # what a block's largest number may become
+TOPS = tuple(np.float32(top) for top in (-128, -127, -126, -125))  # what a block's largest number may become
 
 
 @kernel
@@ -118,7 +118,7 @@ def clear_block(record: int, layout: int, t: int) -> None:
 def best_steps(x: int, count: int, together: bool, room: int) -> None:
     """The best step of each of ``count`` blocks at x, and its inverse -> STEPS and INVERSES of the scratch.
 
-    ``together``: four blocks share a step.
+    ``together``: four blocks share a step. For so many numbers one is nearly as good as another: two are tried.
     """
     parts = room + PARTS
     for b in range(count):
@@ -130,9 +130,10 @@ def best_steps(x: int, count: int, together: bool, room: int) -> None:
     ends = extremes_of_four(ends) if together else ends
     inverse = inverse_or_zero(ends)
     best, least = no_floats(), everywhere(np.float32(np.inf))
-    for top in TOPS:
-        step = times(ends, everywhere(np.float32(1.0 / top)))
-        put_floats(room + INVERSES, times(inverse, everywhere(np.float32(top))))
+    for i in range(2 if together else 4):
+        top = TOPS[i]
+        step = times(ends, everywhere(np.float32(1.0) / top))
+        put_floats(room + INVERSES, times(inverse, everywhere(top)))
         for b in range(count):
             put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(room + INVERSES + 4 * b)))
         error = times(sums_of_each(parts), times(step, step))

@@ -129,16 +129,11 @@ tile_minima_4, tile_minima_8, tile_signed = (_super_tile(LAYOUTS[i]) for i in (M
 
 
 def _seal_minima(layout: Layout) -> Any:
-    """seal(record, minima): minima, of each group a vector, become int16 and their unit."""
+    """seal(record, minima): minima, a vector for each group, become int16 and their unit."""
     groups = layout.groups
 
-    def at(g: int) -> int:
-        """Of 4 blocks of 32 columns, 256 bytes each: their scales, then their minima."""
-        each = groups // 4
-        return 256 * (g // each) + 64 * (g % each)
-
     def emit(builder: Any, record: Any, minima: Any) -> None:
-        values = [load(builder, minima, FLOATS, at(g)) for g in range(groups)]
+        values = [load(builder, minima, FLOATS, 64 * g) for g in range(groups)]
         most = constant(FLOATS, 0.0)
         for v in values:
             most = larger_lanes(builder, most, call(builder, "llvm.fabs.v16f32", FLOATS, v))
