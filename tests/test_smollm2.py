@@ -51,22 +51,38 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+# Which of two nearly equal tokens wins is chance once activations are rounded: reading in other pieces moves
+# the share by up to 1.4 %. So it is that of several ways of reading; all else holds for each.
+BATCHES = {"numpy": (512,), "numba": (512, 200, 100, 64, 50, 33)}
+
+
+def readings(model: LLaVA, ids: list[int]) -> list[np.ndarray]:
+    """Log-probabilities (n, n_vocab), the text read in pieces of several lengths."""
+    usual, found = model.n_batch, []
+    for model.n_batch in BATCHES[model.ops.name]:
+        found.append(log_softmax(model.logits(ids)))
+    model.n_batch = usual
+    return found
+
+
 def test_teacher_forced_it_agrees_with_llama_cpp_and_with_the_truth(model: LLaVA) -> None:
     ids = SEEN["ids"].tolist()
-    log_p = log_softmax(model.logits(ids))
-    best = log_p.argmax(axis=-1)
-    next_log_p = log_p[np.arange(len(ids) - 1), ids[1:]]
-    perplexity = np.exp(-next_log_p.mean())
+    ways = readings(model, ids)
     for peer in ("default", "truth"):  # llama.cpp as it comes; transformers in float32
-        agreement = (best == SEEN[f"{peer}.best"][:, 0]).mean()
-        theirs = np.exp(-SEEN[f"{peer}.next_log_p"].mean())
-        print(f"{model.ops.name} and {peer}: top-1 {agreement:.3f}, perplexity {perplexity:.3f} and {theirs:.3f}")
+        agreement = np.mean([(log_p.argmax(axis=-1) == SEEN[f"{peer}.best"][:, 0]).mean() for log_p in ways])
+        print(f"{model.ops.name} and {peer}: top-1 {agreement:.4f}")
         assert agreement >= WANTED[peer, model.ops.name]
-        assert abs(perplexity / theirs - 1) < 0.03
-    error = np.sqrt(np.mean((next_log_p - SEEN["truth.next_log_p"]) ** 2))
     llama_cpp_error = np.sqrt(np.mean((SEEN["default.next_log_p"] - SEEN["truth.next_log_p"]) ** 2))
-    print(f"{model.ops.name}: rms error of log-probabilities {error:.2e}, llama.cpp's {llama_cpp_error:.2e}")
-    assert error <= llama_cpp_error
+    for log_p in ways:
+        next_log_p = log_p[np.arange(len(ids) - 1), ids[1:]]
+        perplexity = np.exp(-next_log_p.mean())
+        for peer in ("default", "truth"):
+            theirs = np.exp(-SEEN[f"{peer}.next_log_p"].mean())
+            print(f"{model.ops.name} and {peer}: perplexity {perplexity:.3f} and {theirs:.3f}")
+            assert abs(perplexity / theirs - 1) < 0.03
+        error = np.sqrt(np.mean((next_log_p - SEEN["truth.next_log_p"]) ** 2))
+        print(f"{model.ops.name}: rms error of log-probabilities {error:.2e}, llama.cpp's {llama_cpp_error:.2e}")
+        assert error <= llama_cpp_error
 
 
 @pytest.mark.parametrize("i", [0, 1, 2])
