@@ -59,7 +59,8 @@ BATCHES = {"numpy": (512,), "numba": (512, 200, 100, 64, 50, 33)}
 def readings(model: LLaVA, ids: list[int]) -> list[np.ndarray]:
     """Log-probabilities (n, n_vocab), the text read in pieces of several lengths."""
     usual, found = model.n_batch, []
-    for model.n_batch in BATCHES[model.ops.name]:
+    for n_batch in BATCHES[model.ops.name]:
+        model.n_batch = n_batch
         found.append(log_softmax(model.logits(ids)))
     model.n_batch = usual
     return found

@@ -3,9 +3,8 @@
     python -m golden.make roofline-cpu      writes roofline-cpu.json; nothing else may run meanwhile
 
 A row: op, format, shape, bytes that must come from memory, operations, seconds (the best of REPEAT), GB/s and
-GOP/s achieved. The limits of the same machine: reading, measured over 512 MiB with each thread on a half of its
-own; and what its instructions allow in 10^9 cycles: with AVX-512 VNNI, 128 operations on bytes a cycle and a
-thread, or 32 on floats.
+GOP/s achieved. The limits of the same machine are measured, too: reading, over 512 MiB with each thread on a half
+of its own; and products of bytes, and of floats, whose operands stay in registers.
 """
 
 from __future__ import annotations
@@ -18,15 +17,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import njit
 
 from golden.manifest import record, save_json, versions
 from tinyllava.ops import select
 from tinyllava.ops.numba_ops import NumbaOps
+from tinyllava.ops.simd import (
+    BYTES,
+    FLOATS,
+    I32,
+    I64,
+    INTS,
+    emit_dot4,
+    emit_fused,
+    instruction,
+    splat,
+)
+from tinyllava.ops.tile import loop
 from tinyllava.quant.blocks import TYPES
 from tinyllava.study.bench import cpu_name
 
 FORMATS = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 REPEAT = 9
+CHAINS, TURNS = 16, 1_000_000  # registers that add up products; products of each
 RNG = np.random.default_rng(0)
 Work = Callable[[], object]
 
@@ -58,6 +72,45 @@ def read_limit(threads: int) -> float:
     halves = np.array_split(np.ones(1 << 26, np.int64), threads)
     with ThreadPoolExecutor(threads) as pool:
         return float((1 << 29) / best(lambda: list(pool.map(np.sum, halves))))
+
+
+def chains(kind: Any, step: Any) -> Any:
+    """An instruction f(n): n times CHAINS products that do not wait for each other, in registers alone."""
+
+    def emit(builder: Any, n: Any) -> Any:
+        value = builder.bitcast(splat(builder, builder.trunc(n, I32)), kind)  # which one does not matter
+        sums = loop(builder, n, [value] * CHAINS, lambda _, sums: [step(builder, total, value) for total in sums])
+        last = builder.bitcast(sums[0], INTS)
+        for total in sums[1:]:  # so that none of them is left out
+            last = builder.xor(last, builder.bitcast(total, INTS))
+        return builder.zext(builder.extract_element(last, ir.Constant(I32, 0)), I64)
+
+    return instruction("i:i")(emit)
+
+
+def dot_step(builder: Any, total: Any, value: Any) -> Any:
+    return emit_dot4(builder, total, *[builder.bitcast(value, BYTES)] * 2)
+
+
+bytes_in_registers = chains(INTS, dot_step)
+floats_in_registers = chains(FLOATS, lambda builder, total, value: emit_fused(builder, value, value, total))
+
+
+@njit(nogil=True)  # type: ignore[misc]
+def many_bytes(n: int) -> int:
+    return bytes_in_registers(n)
+
+
+@njit(nogil=True)  # type: ignore[misc]
+def many_floats(n: int) -> int:
+    return floats_in_registers(n)
+
+
+def product_limit(products: Any, operations: int, threads: int) -> float:
+    """Operations a second, ``operations`` in each product of one vector."""
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = best(lambda: list(pool.map(products, [TURNS] * threads)))
+    return TURNS * CHAINS * threads * operations / seconds
 
 
 def floats(*shape: int) -> Any:
@@ -114,8 +167,8 @@ def make() -> None:
         "machine": {"cpu": cpu_name(), "system": platform.system(), "threads": threads},
         "limits": {
             "read_GB_per_s": round(read_limit(threads) / 1e9, 1),
-            "byte_GOP_per_GHz": 128 * threads,
-            "float_GOP_per_GHz": 32 * threads,
+            "byte_GOP_per_s": round(product_limit(many_bytes, 128, threads) / 1e9),
+            "float_GOP_per_s": round(product_limit(many_floats, 32, threads) / 1e9),
         },
         "rows": rows(ops),
     }
