@@ -1,4 +1,4 @@
-"""From a question and pictures to an answer: the plan, the prompt's embeddings, and the loop over tokens."""
+"""From a question and pictures to an answer: the plan, reading the prompt, and the loop over tokens."""
 
 from __future__ import annotations
 

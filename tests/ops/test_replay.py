@@ -203,11 +203,17 @@ def sliced(reader: Reader, x: Any) -> Any:
     return reader.ops.attention(rows, k[1:], v[1:], causal=True)
 
 
+def turned(x: Any) -> Any:
+    """Two rows that do not stand one after the other, with the width that a matrix wants: (1, 2, n_embd)."""
+    return np.stack([x, -x], axis=2).transpose(2, 0, 1).swapaxes(0, 1)
+
+
 UNRECORDED: dict[str, Callable[[Reader, Any], Any]] = {
     "own sums": lambda _, x: x + x,
     "a look": lambda reader, x: reader.ops.add(x, x * np.float32(reader.ops.numpy(x).max())),
     "a number": lambda reader, x: reader.ops.add(x, reader.ops.array(np.full_like(x, reader.cache.length))),
     "a copy": lambda reader, x: reader.ops.activation(x[:, ::2], "silu"),
+    "a turned picture": lambda reader, x: reader.ops.linear(turned(x), reader.llama.blk[0].ffn_gate),
     "other ids": lambda reader, _: reader.ops.embed(reader.llama.token_embd, [3]),
     "many rows": lambda reader, x: reader.ops.linear(x[:, :256].repeat(3, axis=0), reader.llama.blk[0].ffn_gate),
     "all weights": lambda reader, x: reader.ops.attention_weights(*[x.reshape(1, 2, -1)] * 2, causal=True),

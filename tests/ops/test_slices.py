@@ -13,6 +13,10 @@ from tinyllava.ops.numba_softmax import exponentials, largest, pad
 from tinyllava.ops.tile import TOKENS
 
 RNG = np.random.default_rng(0)
+WIDE = [
+    *(("F16", WIDTH + 76), ("Q8_0", WIDTH + SLICE + 32)),
+    *(("Q4_K", WIDTH + 512), ("Q6_K", WIDTH + 256), ("Q2_K", WIDTH + 256)),
+]
 TRUTH, NUMBA = select("numpy", dtype="float64"), select("numba", threads=2)
 
 
@@ -28,7 +32,7 @@ def test_a_product_of_several_slices(kind: str, d_in: int, with_bias: bool) -> N
     close(kind_of_linear(kind, NUMBA, 11), NUMBA.linear(x, NUMBA.matrix(weight), bias), truth)
 
 
-@pytest.mark.parametrize(("kind", "d_in"), [("F16", WIDTH + 76), ("Q8_0", WIDTH + SLICE + 32), ("Q4_K", 512)])
+@pytest.mark.parametrize(("kind", "d_in"), WIDE)
 @pytest.mark.parametrize("d_out", [5, 48])
 def test_a_product_too_wide_to_be_taken_apart_at_once(kind: str, d_in: int, d_out: int) -> None:
     n = GROUPS * TOKENS + 5  # more tokens than one slice after the other meets at once, too

@@ -45,7 +45,7 @@ from tinyllava.ops.instructions import (
     quarters_apart,
     to_floats,
 )
-from tinyllava.ops.lanes import by_half, by_quarter, halves_apart, lower_and_upper
+from tinyllava.ops.lanes import by_half, halves_apart, lower_and_upper
 
 AHEAD = 2048  # bytes
 
@@ -292,21 +292,17 @@ def row_q6_k(row: int, x: int, scales: int, n_blocks: int) -> float:
     return total(sums) + total(low)
 
 
-# ---- any format, by way of levels_row; and 16-bit and 32-bit floats
+# ---- an odd number of blocks of 32, by way of levels_row
 
 
 @kernel
-def row_of_levels(q: int, table: int, x: int, scales: int, n_pairs: int, groups: int, has_minima: bool) -> float:
-    """A row already taken apart: q, and at table + 256 b the scales and minima of the b-th 32, 64 bytes apart."""
-    sums, low = no_floats(), np.float32(0.0)
-    second, minima = 64 * (groups - 1), 64 * groups if has_minima else 0
+def row_of_levels(q: int, table: int, x: int, scales: int, n_pairs: int, has_minima: bool) -> float:
+    """A row already taken apart: q, and at table + 256 b the b-th block's scale, its minimum 64 bytes on."""
+    sums, low, minima = no_floats(), np.float32(0.0), 64 if has_minima else 0
     for p in range(n_pairs):
         a, b, at = table + 512 * p, table + 512 * p + 256, scales + 128 * (p // 4) + 16 * (p % 4)
-        s0, s2 = float_at(at), float_at(at + 8)
-        factors = by_quarter(
-            float_at(a) * s0, float_at(a + second) * s0, float_at(b) * s2, float_at(b + second) * s2
-        )
+        factors = by_half(float_at(a) * float_at(at), float_at(b) * float_at(at + 8))
         sums = fused(to_floats(dot4(no_ints(), load_bytes(q + 64 * p), load_bytes(x + 64 * p))), factors, sums)
-        low += float_at(a + minima) * float_at(at + 64) + float_at(a + minima + second) * float_at(at + 68)
-        low += float_at(b + minima) * float_at(at + 72) + float_at(b + minima + second) * float_at(at + 76)
+        low += float_at(a + minima) * (float_at(at + 64) + float_at(at + 68))
+        low += float_at(b + minima) * (float_at(at + 72) + float_at(at + 76))
     return total(sums) + low

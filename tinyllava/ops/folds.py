@@ -37,18 +37,18 @@ def total_of_upper_half(builder: Any, v: Any) -> Any:
 
 
 def larger_lanes(builder: Any, a: Any, b: Any) -> Any:
-    """The larger of each two; where a is NaN, b."""
+    """The larger of each two; where either is NaN, b."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def smaller_lanes(builder: Any, a: Any, b: Any) -> Any:
-    """The smaller of each two; where a is NaN, b."""
+    """The smaller of each two; where either is NaN, b."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 @instruction("v:vv")
 def larger(builder: Any, a: Any, b: Any) -> Any:
-    """The larger of each two; where a is NaN, b."""
+    """The larger of each two; where either is NaN, b."""
     return larger_lanes(builder, a, b)
 
 

@@ -22,7 +22,6 @@ from tinyllava.ops.instructions import (
     either,
     fifth_bits,
     flip_sign,
-    float_at,
     four_quarters,
     fused,
     half_at,
@@ -41,7 +40,7 @@ from tinyllava.ops.lanes import by_half, floats_of_bytes, floats_of_signed_bytes
 class Format(NamedTuple):
     """How a block format is multiplied."""
 
-    number: int  # what levels_row knows it by
+    number: int  # what kernels know it by: its place in FORMATS
     sums: str  # "offset", "minimum" or ""
     groups: int  # scales for each 32 weights
     offset: int  # c
@@ -187,19 +186,17 @@ def minima_q2_k(block: int) -> Any:
     return times(floats_of_bytes(a >> 4 & mask, b >> 4 & mask, c >> 4 & mask, e >> 4 & mask), by_half(m, m))
 
 
-# ---- a row of numbers and scales
+# ---- a row of blocks of 32: numbers and scales
 #      raw: the row's first block; q: where 32 bytes for each record go; to: where the first record's scale goes,
-#      others ``step`` bytes on, a record's further scales and minima 64 bytes apart; room: SCALES_ROOM of scratch
+#      others ``step`` bytes on, minima 64 bytes after the scales
 
 
 PAIR_BYTES = (2, 2, 18, 20, 22, 24, 34)  # of a block, by Format.number
-SUPER_BYTES = (84, 110, 144, 176, 210)  # of a super-block, by Format.number - 7
-SCALES_ROOM = 1088  # bytes of scratch for a super-block's scales and minima
 
 
 @kernel
-def levels_of_pairs(number: int, raw: int, n_records: int, q: int, to: int, step: int) -> None:
-    """The formats with blocks of 32. An odd last block is its own partner; room for it is there."""
+def levels_row(number: int, raw: int, n_records: int, q: int, to: int, step: int) -> None:
+    """An odd last block is its own partner; room for it is there."""
     size = PAIR_BYTES[number]
     for b in range(0, n_records, 2):
         first = raw + size * b
@@ -221,20 +218,11 @@ def levels_of_pairs(number: int, raw: int, n_records: int, q: int, to: int, step
             put_float(to + step * b + 64, half_at(raw + size * b + 2))
 
 
-@kernel
-def put_eights(numbers: int, to: int, step: int) -> None:
-    """| 8 scales | 8 minima | to 8 records."""
-    for j in range(8):
-        put_float(to + step * j, float_at(numbers + 4 * j))
-        put_float(to + step * j + 64, float_at(numbers + 4 * j + 32))
+# ---- a super-block: numbers and scales
 
 
-@kernel
-def put_sixteens(numbers: int, to: int, step: int) -> None:
-    """16 scales to 8 records of two each."""
-    for j in range(8):
-        put_float(to + step * j, float_at(numbers + 8 * j))
-        put_float(to + step * j + 64, float_at(numbers + 8 * j + 4))
+FIRST_SUPER = 7  # the first Format.number that has super-blocks
+SUPER_BYTES = (84, 110, 144, 176, 210)  # of one, from that number on
 
 
 @kernel
@@ -265,28 +253,3 @@ def put_scales(number: int, block: int, to: int) -> None:
         put_floats(to, scales_q6_k(block))
     else:
         put_floats(to, scales_q4_k(block))
-
-
-@kernel
-def levels_of_super_blocks(number: int, raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """The formats with super-blocks. Two scales a record, and of Q2_K two minima; of Q4_K and Q5_K one of each."""
-    size = SUPER_BYTES[number - 7]
-    for b in range(n_records // 8):
-        block, at = raw + size * b, to + 8 * b * step
-        put_quarters(number, block, q + 256 * b)
-        put_scales(number, block, room)
-        if number == 9 or number == 10:
-            put_eights(room, at, step)
-        else:
-            put_sixteens(room, at, step)
-        if number == 7:
-            put_sixteens(room + 1024, at + 128, step)
-
-
-@kernel
-def levels_row(number: int, raw: int, n_records: int, q: int, to: int, step: int, room: int) -> None:
-    """One row of the format whose Format.number is ``number``."""
-    if number >= 7:
-        levels_of_super_blocks(number, raw, n_records, q, to, step, room)
-    else:
-        levels_of_pairs(number, raw, n_records, q, to, step)

@@ -290,7 +290,7 @@ def no_floats(_builder: Any) -> Any:
 
 @instruction("n:nbb")
 def dot4(builder: Any, sums: Any, a: Any, b: Any) -> Any:
-    """The picture at the top."""
+    """The picture at the top of simd.py."""
     return emit_dot4(builder, sums, a, b)
 
 

@@ -116,7 +116,7 @@ def attend_block(args: int, item: int, who: int) -> None:
         pack_keys(a[1] + start * a[11] + kv * a[12], a[11], is_half, d, here, rows, k)
         for j in range(here):
             copy_row(a[2] + (start + j) * a[13] + kv * a[14], is_half, d, v[j], one)
-        before = m - n + first - start if causal else m  # keys of this block that the first query sees, less one
+        before = m - n + first - start if causal else m  # the first query sees keys 0 .. before; below 0, none
         score_block(q, k, scores, count, here, before)
         soften(scores, o, top, sums, count, here, before, rows.ctypes.data)
         mix_block(scores, v, o, count, here, before)
@@ -161,7 +161,7 @@ def soften(scores, o, top, sums, count, here, before, room) -> None:  # type: ig
             pad(row + t * step, max(0, min(here, before + first + t + 1)), n)
         correction = soften_rows(row, step, n, top.ctypes.data + at, sums.ctypes.data + at, room)
         put_floats(room, correction)
-        for t in range(16):
+        for t in range(min(16, count - first)):
             factor = float_at(room + 4 * t)
             if factor != np.float32(1.0):
                 scale_row(o.ctypes.data + 4 * (first + t) * o.shape[1], o.shape[1], factor)

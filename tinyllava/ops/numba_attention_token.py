@@ -22,12 +22,12 @@ from tinyllava.ops.simd import F32, FLOATS, I64, constant, emit_fused, instructi
 from tinyllava.ops.team import floats_at, numbers_at
 from tinyllava.ops.tile import loop
 
-KEYS = 16  # that are treated together
+TOGETHER = 16  # keys or values that are treated together
 
 
 def _rows(builder: Any, rows: Any, step: Any) -> list[Any]:
     """Where each of 16 rows begins."""
-    return [builder.add(rows, builder.mul(step, ir.Constant(I64, j))) for j in range(KEYS)]
+    return [builder.add(rows, builder.mul(step, ir.Constant(I64, j))) for j in range(TOGETHER)]
 
 
 @instruction("v:iiii")
@@ -43,7 +43,7 @@ def score_keys(builder: Any, q: Any, rows: Any, step: Any, n_vectors: Any) -> An
             for key, total in zip(keys, sums, strict=True)
         ]
 
-    sums = loop(builder, n_vectors, [constant(FLOATS, 0.0)] * KEYS, body)
+    sums = loop(builder, n_vectors, [constant(FLOATS, 0.0)] * TOGETHER, body)
     return fold_each(builder, sums, sum_lanes)
 
 
@@ -51,7 +51,7 @@ def score_keys(builder: Any, q: Any, rows: Any, step: Any, n_vectors: Any) -> An
 def mix_values(builder: Any, o: Any, weights: Any, rows: Any, step: Any, n_vectors: Any) -> None:
     """o += weights (16,) @ 16 values, all of n_vectors * 16 numbers; ``step`` bytes from value to value."""
     values = _rows(builder, rows, step)
-    factors = [splat(builder, load(builder, weights, F32, 4 * j)) for j in range(KEYS)]
+    factors = [splat(builder, load(builder, weights, F32, 4 * j)) for j in range(TOGETHER)]
 
     def body(i: Any, _: list[Any]) -> list[Any]:
         at = builder.shl(i, ir.Constant(I64, 6))
@@ -76,7 +76,7 @@ def whole_vectors(n: int) -> int:
 @kernel
 def token_scratch(d: int, m: int, heads: int) -> int:
     """Floats of scratch that a thread needs for ``heads`` heads of d features and m keys."""
-    return whole_vectors(d) * (2 * heads + KEYS) + whole_vectors(m) * heads
+    return whole_vectors(d) * (2 * heads + TOGETHER) + whole_vectors(m) * heads
 
 
 @instruction("-:iiiii")
@@ -97,36 +97,36 @@ def widen(builder: Any, at: Any, step: Any, rows: Any, row_step: Any, n_vectors:
 def take_rows(at: int, step: int, is_half: bool, d: int, count: int, rows: Any) -> None:
     """``count`` <= 16 keys or values -> rows (16, width) of float32; zeros where there is none."""
     width = rows.shape[1]
-    if is_half and d == width and count == KEYS:
+    if is_half and d == width and count == TOGETHER:
         widen(at, step, rows.ctypes.data, 4 * width, width // 16)
         return
-    for j in range(KEYS):
+    for j in range(TOGETHER):
         copy_row(at + j * step, is_half, d if j < count else 0, rows[j], np.float32(1.0))
 
 
 @job
 def attend_token(args: int, item: int, who: int) -> None:
-    """Some heads of one query, which share their keys. Arguments as attend_block's, but how many for a[17]."""
+    """Some heads of one query, which share their keys. Arguments as attend_block's, but a[17]: how many heads."""
     a = numbers_at(args)
     n, n_head, d, heads, is_half = a[4], a[5], a[7], a[17], a[10] != 0
     t, first = item // (n_head // heads), item % (n_head // heads) * heads
     m, kv = keys_of(a) - (n - t - 1 if a[9] else 0), first // (n_head // a[6])
     at, width = a[15] + who * a[16], whole_vectors(d)
     q, o = floats_at(at, heads, width), floats_at(at + 4 * heads * width, heads, width)
-    rows = floats_at(at + 8 * heads * width, KEYS, width)
-    scores = floats_at(at + 4 * (2 * heads + KEYS) * width, heads, whole_vectors(m))
+    rows = floats_at(at + 8 * heads * width, TOGETHER, width)
+    scores = floats_at(at + 4 * (2 * heads + TOGETHER) * width, heads, whole_vectors(m))
     for h in range(heads):
         copy_row(a[0] + (t * n_head + first + h) * d * 4, False, d, q[h], np.float32(1.0 / math.sqrt(d)))
         copy_row(0, False, 0, o[h], np.float32(1.0))
     step, n_vectors = 4 * width, width // 16
-    for j in range(0, m, KEYS):
-        take_rows(a[1] + kv * a[12] + j * a[11], a[11], is_half, d, min(KEYS, m - j), rows)
+    for j in range(0, m, TOGETHER):
+        take_rows(a[1] + kv * a[12] + j * a[11], a[11], is_half, d, min(TOGETHER, m - j), rows)
         for h in range(heads):
             found = score_keys(q.ctypes.data + h * step, rows.ctypes.data, step, n_vectors)
             put_floats(scores.ctypes.data + 4 * (h * scores.shape[1] + j), found)
     soften(scores, m)
-    for j in range(0, m, KEYS):
-        take_rows(a[2] + kv * a[14] + j * a[13], a[13], is_half, d, min(KEYS, m - j), rows)
+    for j in range(0, m, TOGETHER):
+        take_rows(a[2] + kv * a[14] + j * a[13], a[13], is_half, d, min(TOGETHER, m - j), rows)
         for h in range(heads):
             weights = scores.ctypes.data + 4 * (h * scores.shape[1] + j)
             mix_values(o.ctypes.data + h * step, weights, rows.ctypes.data, step, n_vectors)

@@ -89,16 +89,16 @@ def quantize_part(x: int, d: int, form: int, offset: int, to: int, scales: int) 
 
 @job
 def dot_levels(args: int, item: int, who: int) -> None:
-    """Rows of any quantized format. More arguments: format, groups, has minima, scratch, its size."""
+    """Rows of an odd number of blocks of 32. More arguments: format, has minima, scratch, its size."""
     a = numbers_at(args)
-    n_records, table = a[3] // 32, a[11] + who * a[12]
+    n_records, table = a[3] // 32, a[10] + who * a[11]
     n_pairs = (n_records + 1) // 2
-    q, room = table + 512 * n_pairs, table + 576 * n_pairs
+    q = table + 512 * n_pairs
     for i in range(512 * n_pairs - 256, 576 * n_pairs, 64):  # an odd row's last half pair stays zero
         clear_bytes(table + i)
     for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
-        levels_row(a[8], a[0] + r * a[1], n_records, q, table, 256, room)
-        put_float(a[6] + 4 * r, row_of_levels(q, table, a[4], a[5], n_pairs, a[9], a[10] != 0))
+        levels_row(a[8], a[0] + r * a[1], n_records, q, table, 256)
+        put_float(a[6] + 4 * r, row_of_levels(q, table, a[4], a[5], n_pairs, a[9] != 0))
 
 
 @job

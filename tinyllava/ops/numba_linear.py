@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.formats import FORMATS, SCALES_ROOM, SUPER_BYTES, levels_row, put_quarters, put_scales
+from tinyllava.ops.formats import FIRST_SUPER, FORMATS, SUPER_BYTES, levels_row, put_quarters, put_scales
 from tinyllava.ops.instructions import (
     bfloat_at,
     float_at,
@@ -29,7 +29,7 @@ from tinyllava.ops.instructions import (
     put_floats,
     put_int,
 )
-from tinyllava.ops.numba_records import COLUMNS, SLICE, X_SIZE
+from tinyllava.ops.numba_records import COLUMNS, SLICE, X_SIZE, record_of
 from tinyllava.ops.rounding import words_of_columns
 from tinyllava.ops.super_tile import (
     seal_minima_4,
@@ -65,15 +65,15 @@ W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
 W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
 
 WIDTH = 8192  # columns that are taken apart before they are multiplied
-GROUPS = 16  # of tokens
+GROUPS = 16  # of TOKENS tokens, that meet a slice before the next one is read
 CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
 PIECE = 128  # the same of 16-bit floats
 ROW_STEP = CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
-# In scratch: a row's scales; rows taken apart; for super-blocks, rows of scales and minima, then these by columns.
-ROWS_AT = -(-SCALES_ROOM // 64) * 64
-TABLE_AT = ROWS_AT + ROWS * ROW_STEP
-SORTED_AT = TABLE_AT + CHUNK // 256 * 2048
-TILE_ROOM = max(SORTED_AT + 2048, 128 + ROWS * (4 * PIECE + 64 + 4 * COLUMNS[WORDS]))  # bytes of all that
+TABLE_BYTES = 2048  # of a super-block's 16 rows: 16 numbers each (put_scales), and of Q2_K 16 more
+# In scratch: rows taken apart; for super-blocks, tables of the rows' scales and minima, then one table by columns.
+TABLE_AT = ROWS * ROW_STEP
+SORTED_AT = TABLE_AT + CHUNK // 256 * TABLE_BYTES
+TILE_ROOM = max(SORTED_AT + TABLE_BYTES, ROWS * (4 * PIECE + 64 + 4 * COLUMNS[WORDS]))  # bytes of all that
 SUMS_STEP = 4 * SIDES * ROWS  # bytes from one token's sums to the next one's
 ROOM = TILE_ROOM + GROUPS * TOKENS * SUMS_STEP
 
@@ -154,12 +154,12 @@ def make_records(
     number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
 ) -> None:
     """n_rows <= 16 rows of n_blocks blocks -> as many records."""
-    size, rows = W_SIZE[layout], room + ROWS_AT
+    size = W_SIZE[layout]
     for r in range(n_rows):
         scales = to + W_SCALES[layout] + 4 * r
-        levels_row(number, raw + r * row_bytes, n_blocks, rows + r * ROW_STEP, scales, size, room)
+        levels_row(number, raw + r * row_bytes, n_blocks, room + r * ROW_STEP, scales, size)
     for b in range(n_blocks):
-        interleave(rows + b * BLOCK, ROW_STEP, to + b * size)
+        interleave(room + b * BLOCK, ROW_STEP, to + b * size)
 
 
 @kernel
@@ -167,19 +167,20 @@ def make_super_records(
     number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
 ) -> None:
     """The same for super-blocks of 256: two records for each. Their scales are interleaved as the numbers are."""
-    rows, table, sorted_ = room + ROWS_AT, room + TABLE_AT, room + SORTED_AT
-    block_bytes, size = SUPER_BYTES[number - 7], W_SIZE[layout]
+    table, sorted_, size = room + TABLE_AT, room + SORTED_AT, W_SIZE[layout]
+    block_bytes = SUPER_BYTES[number - FIRST_SUPER]
     for r in range(n_rows):
         for i in range(n_blocks // 8):
             block = raw + r * row_bytes + i * block_bytes
-            put_quarters(number, block, rows + r * ROW_STEP + 256 * i)
-            put_scales(number, block, table + 2048 * i + 64 * r)
+            put_quarters(number, block, room + r * ROW_STEP + 256 * i)
+            put_scales(number, block, table + TABLE_BYTES * i + 64 * r)
     for b in range(n_blocks):
-        interleave(rows + b * BLOCK, ROW_STEP, to + b // 4 * size + b % 4 * 16 * BLOCK)
+        interleave(room + b * BLOCK, ROW_STEP, to + b // 4 * size + b % 4 * 16 * BLOCK)
     groups = 4 if layout == MINIMA_4 else 8
     for i in range(n_blocks // 8):
         for part in range(4 if layout == MINIMA_8 else 2):  # 8 of the 16 scales, or minima, of each row
-            interleave(table + 2048 * i + 1024 * (part // 2) + 32 * (part % 2), 64, sorted_ + 512 * part)
+            numbers = table + TABLE_BYTES * i + TABLE_BYTES // 2 * (part // 2) + 32 * (part % 2)
+            interleave(numbers, 64, sorted_ + 512 * part)  # (16 rows, 8 numbers) -> (8, 16)
         for half in range(2):
             record, own = to + (2 * i + half) * size, sorted_ + 64 * groups * half
             for g in range(groups):
@@ -279,10 +280,11 @@ def multiply_panel(a: Any, start: int, row: int, tile: int, side: int, sums: int
                 move_rows(y + g * TOKENS * y_step, y_step, own, SUMS_STEP)
         for at in range(start, min(start + WIDTH, d), SLICE):
             n = (min(SLICE, d - at) + columns - 1) // columns
-            w, x = tile + (at - start) // columns * W_SIZE[layout], a[7] + n_groups * (at // columns) * size
+            w, slice_records = tile + (at - start) // columns * W_SIZE[layout], SLICE // columns
             for g in range(first, last):
                 own = sums + (g - first) * TOKENS * SUMS_STEP
-                multiply_tile(layout, w, side, x + g * n * size, own, SUMS_STEP, n)
+                record = record_of(g, at // columns, n_groups, (d + columns - 1) // columns, slice_records)
+                multiply_tile(layout, w, side, a[7] + record * size, own, SUMS_STEP, n)
         for g in range(first, last):
             move_rows(sums + (g - first) * TOKENS * SUMS_STEP, SUMS_STEP, y + g * TOKENS * y_step, y_step)
 

@@ -49,10 +49,9 @@ class BlockMatrix:
         """The job for one token, and the form in which it wants it."""
         if kind in ("F16", "BF16"):
             return (dots.dot_f16 if kind == "F16" else dots.dot_bf16), dots.FLOATS
-        job, form = dots.JOBS.get(kind, (dots.dot_levels, dots.SIXTEENS))
         if d_in % (2 * BLOCK):  # an odd number of blocks
             return dots.dot_levels, dots.SIXTEENS
-        return job, form
+        return dots.JOBS[kind]
 
 
 def layout_of(form: Format) -> int:

@@ -4,8 +4,9 @@ Arrays are NumPy's; what is not overridden here is the reference's own code. Eac
 the addresses of its arrays and a way to cut the work into items. It does so through a recorder (numba_replay.py),
 and says give_up() where it does anything else.
 
-Where the numbers differ from the reference: against quantized weights, activations are rounded to 8 bits for each
-32 of them; against 16-bit floats to 14 bits; keys and values of such models are kept in half precision.
+Where the numbers differ from the reference: against quantized weights, activations are rounded to 8 bits, 32 of
+them with one step (128 of a prompt's against formats with super-blocks); a prompt's against 16-bit floats to 14
+bits, 64 with one step; keys and values of models with such weights are kept in half precision.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tinyllava.ops import numba_attention as attention
 from tinyllava.ops import numba_dot as dots
 from tinyllava.ops import numba_linear as products
 from tinyllava.ops import numba_rows as rowwise
-from tinyllava.ops.formats import FORMATS, SCALES_ROOM
+from tinyllava.ops.formats import FORMATS
 from tinyllava.ops.numba_attention_token import attend_token, token_scratch
 from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
 from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_others, quantize_tokens
@@ -156,7 +157,7 @@ class NumbaOps(NumpyOps):
 
     def _multiply(self, x: Array, layers: Layers) -> list[Array]:
         """x (..., d_in) @ W^T + b -> (..., d_out) for each W."""
-        rows = self.jobs.floats(x.reshape(-1, x.shape[-1]))  # (n, d_in)
+        rows = self.jobs.floats(x).reshape(-1, x.shape[-1])  # (n, d_in)
         if len(rows) <= DOT_TOKENS:
             answers = self._dots(rows, layers)
         else:
@@ -194,9 +195,9 @@ class NumbaOps(NumpyOps):
         d_out, d_in = w.shape
         extra: tuple[int, ...] = ()
         if isinstance(w, BlockMatrix) and w.job is dots.dot_levels:
-            size = 576 * (d_in // (2 * BLOCK) + 1) + SCALES_ROOM  # as dot_levels lays it out
+            size = 576 * (d_in // (2 * BLOCK) + 1)  # as dot_levels lays it out
             scratch = self.jobs.room("levels", size * self.threads)
-            extra = (w.format.number, w.format.groups, int(w.format.sums == "minimum"), scratch, size)
+            extra = (w.format.number, int(w.format.sums == "minimum"), scratch, size)
         rows = max(1, min(ITEM_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
         self.jobs.hold(w)
         arguments = w.address, w.row_bytes, d_out, d_in, *token, self.jobs.address(y), rows, *extra
@@ -263,6 +264,7 @@ class NumbaOps(NumpyOps):
         d_out, d_in = w.shape
         layout, n_groups = LAYOUTS[w.layout], -(-n // TOKENS)
         n_tiles, tile_size = -(-d_out // ROWS), -(-min(d_in, products.WIDTH) // layout.columns) * layout.w_size
+        # Tiles of a panel: at most four, what the cache holds, some panels for each thread; whole SIDES.
         panel = min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 4) // SIDES * SIDES or SIDES
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64

@@ -136,7 +136,7 @@ def best_steps(x: int, count: int, together: bool, room: int) -> None:
         put_floats(room + INVERSES, times(inverse, everywhere(top)))
         for b in range(count):
             put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(room + INVERSES + 4 * b)))
-        error = times(sums_of_each(parts), times(step, step))
+        error = times(sums_of_each(parts), everywhere(np.float32(1.0) / (top * top)))  # times ends^2, as all are
         error = sums_of_four(error) if together else error
         best, least = where_less(error, least, step, best), where_less(error, least, error, least)
     best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less

@@ -112,7 +112,10 @@ class Recording:
 
 
 class Recorder:
-    """Hands out a team's work and the memory for it, and writes both down while a step is recorded."""
+    """Hands out a team's work and the memory for it, and writes both down while a step is recorded.
+
+    Scratch is shared: one thread works at a time. What another does is kept out of the recording, no more.
+    """
 
     def __init__(self, team: Team) -> None:
         self.team = team

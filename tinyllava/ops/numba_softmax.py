@@ -1,4 +1,4 @@
-"""The vector code of softmax: the largest of a row, and its exponentials.
+"""The vector code of softmax: of one row its largest and its exponentials; of sixteen rows the running softmax.
 
 Rows are padded to whole vectors of 16 by minus infinity, whose exponential is 0 here.
 Reference: softmax in reference.py.

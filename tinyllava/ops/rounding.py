@@ -1,6 +1,7 @@
-"""Floats rounded to integers, 32 at a time: what activations become before they meet quantized weights.
+"""Floats rounded to integers: what activations become before they meet quantized weights.
 
-x is about d * q, with q of 8 bits (or 16) and one float32 step d for the 32 numbers.
+x is about d * q, with q of 8 bits (or 16) and one float32 step d for 32 numbers, or for 64 or 128 of a prompt's;
+blocks of 32 one by one, or sixteen of them at once.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def best_step(builder: Any, address: Any) -> Any:
     for top in (-128.0, -127.0, -126.0, -125.0):
         step = builder.fmul(end, ir.Constant(F32, 1.0 / top))
         error = _rounding_error(builder, parts, builder.fmul(inverse, ir.Constant(F32, top)))
-        error = builder.fmul(error, builder.fmul(step, step))
+        error = builder.fmul(error, ir.Constant(F32, 1.0 / top**2))  # times end^2, which all have in common
         if best is None:
             best, least = step, error
         else:

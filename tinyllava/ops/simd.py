@@ -2,9 +2,9 @@
 
 Kernels hold vectors of 512 bits in local variables; LLVM splits them where the machine's are shorter.
 
-    bytes64   64 x i8     one register of quantized numbers       load_bytes, both_halves, four_quarters, ...
+    bytes64   64 x i8     one register of quantized numbers       load_bytes, two_halves, four_quarters, ...
     ints16    16 x i32    sums of products                        dot4, dot2
-    floats16  16 x f32    sums of sums, times the blocks' scales  fused, total
+    floats16  16 x f32    sums of sums, times the blocks' scales  fused; folds.py adds up their lanes
 
 The picture to have in mind, of the one instruction that does the work (AVX-512 VNNI's ``vpdpbusd``):
 

@@ -6,8 +6,8 @@ multiplied by the weights' scale only, and what that gives by the activations' o
     "minima"  w = d * q + m, q unsigned    after the scales d: the minima as int16, those of two groups side by
               side for each row, and the unit that they are counted in. Activations have the sums of their groups
               as int16, too: dot2 multiplies two groups' minima by two groups' sums
-    "signed"  w = d * (q - c), as s8    activations are x + 128, unsigned; after the scales: what is then too much,
-              -128 * sum(w), where accumulation starts
+    "signed"  w = d * (q - c), as s8    activations are x + 128, unsigned; after the scales: -128 * sum(w), where
+              accumulation starts, to take back what the 128 add
 
 Reference: what comes of it is NumpyOps.linear; each ``seal`` says what it makes of a record.
 """
@@ -125,7 +125,7 @@ def _super_tile(layout: Layout) -> Any:
 tile_minima_4, tile_minima_8, tile_signed = (_super_tile(LAYOUTS[i]) for i in (MINIMA_4, MINIMA_8, SIGNED))
 
 
-# ---- the last step of bringing weights into records: q and the scales d are there
+# ---- sealing a record: q and the scales d are there; work out what follows them
 
 
 def _seal_minima(layout: Layout) -> Any:

@@ -239,6 +239,7 @@ def write(arguments: tuple[int, ...], room: Room) -> int:
 
 def join(parts: list[Part], rooms: list[Room]) -> Part:
     """Several jobs that do not wait for each other, at most MAX_PARTS, as one. Each needs one of the rooms."""
+    assert len(parts) <= MAX_PARTS
     if len(parts) == 1:
         return parts[0]
     total, table = 0, [len(parts)]
@@ -276,7 +277,7 @@ class Team:
         self._room: Room = self.board[start + ARGUMENTS : start + TICKETS], self.base + 8 * ARGUMENTS
         self._rooms = rooms(MAX_PARTS)
         self.wake = threading.Semaphore(0)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._started = False
 
     def run(self, job: Job, n_items: int, *arguments: int) -> None:
@@ -288,8 +289,9 @@ class Team:
 
     def run_several(self, parts: list[Part]) -> None:
         """Call several jobs that do not wait for each other, at most MAX_PARTS, as one job."""
-        job, n_items, arguments = join(parts, self._rooms)
-        self.run(job, n_items, *arguments)
+        with self._lock:
+            job, n_items, arguments = join(parts, self._rooms)
+            self.run(job, n_items, *arguments)
 
     def replay(self, script: Script) -> None:
         """Run the script's jobs, each when the one before it is done.

@@ -9,11 +9,11 @@ Operands are records, one for each 32 columns (64 of 16-bit numbers), that the l
 
     weights      for j in 0..7:  | row 0: q[4j..4j+3] | row 1: q[4j..4j+3] | ... | row 15 |     8 x 64 bytes
                  scales d: 16 floats, one for each row, then the minima m alike
-    activations  | token 0: 32 x s8 | ... | token 5: 32 x s8 |, scales d: 6 floats, sums: 6
+    activations  | token 0: 32 x s8 | ... | token 5: 32 x s8 |, scales d: 6 floats, sums: 6     (TOKENS of each)
 
 In step j every token's four bytes are sent to all 16 lanes and meet each side's weights in one ``dot4``. After
-the last the integers become floats and are multiplied by both scales. Two ways to treat w = d * (q - c) or
-w = d * q + m:
+the last the integers become floats and are multiplied by both scales. Three ways to treat w = d * (q - c),
+w = d * q + m or w = d * q:
 
     "offset"  the constant c is the format's; sums hold -c * sum(x) as int32, where accumulation starts
     "minimum" m differs from block to block; sums hold d * sum(x) as float32, to be multiplied by m
@@ -49,7 +49,8 @@ from tinyllava.ops.simd import (
 )
 from tinyllava.ops.simd import WORDS as SHORTS
 
-# Two accumulators of each kind, sums and sums of sums: what 32 registers of 512 bits hold, or 16 of 256.
+# SIDES x TOKENS integer sums and as many float sums stay in registers: 24 of 32; without AVX-512, where one of our
+# vectors takes two registers, 8 of 16.
 WIDE = "avx512f" in FEATURES
 ROWS = 16
 SIDES = 2 if WIDE else 1
