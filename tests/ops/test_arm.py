@@ -1,0 +1,89 @@
+"""LLVM lowers the kernels to 64-bit ARM by itself: vector instructions, and no calls where it would have none.
+
+No test needs such a machine: a process takes itself for one and compiles the kernels without what x86 alone has;
+what Numba hands to LLVM's code generator is given to the one for ARM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from llvmlite import binding
+
+from tests.ops.test_features import run, x86_only
+
+KERNELS = [
+    "numba_linear.multiply_blocks",
+    "numba_records.quantize_tokens",
+    "numba_dot.dot_q4_k",
+    "numba_dot.dot_q6_k",
+    "numba_attention.attend_block",
+    "numba_attention_token.attend_token",
+    "numba_rows.rms_norm",
+    "numba_rows.keep_halves",
+    "team.several",
+]
+WANTED = {  # an instruction that shows the vectors: fused products, products of integers, conversions of halves
+    "multiply_blocks": "fmla",
+    "quantize_tokens": "fmla",
+    "dot_q4_k": "mul",
+    "dot_q6_k": "mul",
+    "attend_block": "fmla",
+    "attend_token": "fcvtl",
+    "rms_norm": "fmla",
+    "keep_halves": "fcvtn",
+}
+RUNTIME = re.compile(r"Py|numba_|NRT_|mem(set|cpy)$")  # Python's and Numba's own, and copying
+HARVEST = """
+import json, platform, sys
+platform.machine = lambda: "aarch64"  # before anything asks
+from importlib import import_module
+from numba.core import codegen
+last, optimize = [], codegen.CPUCodeLibrary._optimize_final_module
+def keep(self):
+    optimize(self)
+    last[:] = [str(self._final_module)]
+codegen.CPUCodeLibrary._optimize_final_module = keep
+found = {}
+for name in sys.argv[1:]:
+    module, job = name.split(".")
+    getattr(import_module("tinyllava.ops." + module), job).compiled
+    found[job] = last[0]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Each kernel's module as LLVM's text, before code is generated."""
+    features = "+sse4.2,+ssse3,+avx,+f16c"  # what this machine needs to hold a vector and to convert a half
+    cache = tmp_path_factory.mktemp("arm")
+    out = run(["-c", HARVEST, *KERNELS], cache, NUMBA_CPU_NAME="x86-64-v2", NUMBA_CPU_FEATURES=features)
+    found: dict[str, str] = json.loads(out)
+    return found
+
+
+@x86_only
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kernel", [name.split(".")[1] for name in KERNELS])
+def test_llvm_has_arm_code_for(kernel: str, modules: dict[str, str]) -> None:
+    # Numba's own counting of references has been through the code generator already, and is x86's since.
+    own = r"^define [^\n]*@NRT_decref\(.*?^\}"
+    text = re.sub(own, "declare void @NRT_decref(ptr)", modules[kernel], flags=re.S | re.M)
+    assert not re.search(r"call [^\n]*@llvm\.x86", text)
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    try:
+        target = binding.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError as error:
+        pytest.skip(f"this llvmlite was built without it: {error}")
+    machine = target.create_target_machine(cpu="generic", opt=3)
+    module = binding.parse_assembly(text)
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    code = machine.emit_assembly(module)
+    calls = set(re.findall(r"\tbl\t([\w.$]+)", code)) - set(re.findall(r"^([\w.$]+):", code, re.M))
+    assert not {name for name in calls if not RUNTIME.match(name)}
+    if kernel in WANTED:
+        assert re.search(rf"\t{WANTED[kernel]}\tv\d+", code)
