@@ -36,6 +36,8 @@ from tinyllava.ops.instructions import (
 )
 from tinyllava.ops.lanes import by_half, floats_of_bytes, floats_of_signed_bytes_at, two_halves_at
 
+FIRST_SUPER = 7  # the first Format.number with super-blocks
+
 
 class Format(NamedTuple):
     """How a block format is multiplied."""
@@ -44,7 +46,11 @@ class Format(NamedTuple):
     sums: str  # "offset", "minimum" or ""
     groups: int  # scales for each 32 weights
     offset: int  # c
-    has_super_blocks: bool = False
+
+    @property
+    def has_super_blocks(self) -> bool:
+        """Whether its blocks are of 256, with a scale for each 16 or 32."""
+        return self.number >= FIRST_SUPER
 
 
 FORMATS = {
@@ -55,11 +61,11 @@ FORMATS = {
     "Q5_0": Format(4, "offset", 1, 16),
     "Q5_1": Format(5, "minimum", 1, 0),
     "Q8_0": Format(6, "offset", 1, 128),
-    "Q2_K": Format(7, "minimum", 2, 0, True),
-    "Q3_K": Format(8, "offset", 2, 4, True),
-    "Q4_K": Format(9, "minimum", 1, 0, True),
-    "Q5_K": Format(10, "minimum", 1, 0, True),
-    "Q6_K": Format(11, "offset", 2, 32, True),
+    "Q2_K": Format(7, "minimum", 2, 0),
+    "Q3_K": Format(8, "offset", 2, 4),
+    "Q4_K": Format(9, "minimum", 1, 0),
+    "Q5_K": Format(10, "minimum", 1, 0),
+    "Q6_K": Format(11, "offset", 2, 32),
 }
 
 
@@ -221,8 +227,7 @@ def levels_row(number: int, raw: int, n_records: int, q: int, to: int, step: int
 # ---- a super-block: numbers and scales
 
 
-FIRST_SUPER = 7  # the first Format.number that has super-blocks
-SUPER_BYTES = (84, 110, 144, 176, 210)  # of one, from that number on
+SUPER_BYTES = (84, 110, 144, 176, 210)  # of one, from FIRST_SUPER on
 
 
 @kernel

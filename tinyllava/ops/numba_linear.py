@@ -61,6 +61,7 @@ from tinyllava.ops.tile import (
 )
 
 OFFSETS = tuple(form.offset for form in FORMATS.values())  # by Format.number
+W_GROUPS = tuple(layout.groups for layout in LAYOUTS)
 W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
 W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
 
@@ -176,7 +177,7 @@ def make_super_records(
             put_scales(number, block, table + TABLE_BYTES * i + 64 * r)
     for b in range(n_blocks):
         interleave(room + b * BLOCK, ROW_STEP, to + b // 4 * size + b % 4 * 16 * BLOCK)
-    groups = 4 if layout == MINIMA_4 else 8
+    groups = W_GROUPS[layout]
     for i in range(n_blocks // 8):
         for part in range(4 if layout == MINIMA_8 else 2):  # 8 of the 16 scales, or minima, of each row
             numbers = table + TABLE_BYTES * i + TABLE_BYTES // 2 * (part // 2) + 32 * (part % 2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllava.ops import numba_softmax
 from tinyllava.ops.compiled import job, kernel
 from tinyllava.ops.folds import larger, largest_lane, total
 from tinyllava.ops.instructions import (
@@ -26,8 +27,8 @@ from tinyllava.ops.instructions import (
 )
 from tinyllava.ops.team import floats_at, numbers_at
 
-LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (1.44269504088896, 0.693359375, -2.12194440e-4))
-TERMS = tuple(np.float32(c) for c in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5))
+LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (numba_softmax.LOG2_E, *numba_softmax.LN2))
+TERMS = tuple(np.float32(c) for c in numba_softmax.TERMS)
 
 
 @partial(kernel, fastmath={"contract", "nsz"})  # no "reassoc": what subtracts n * log(2) must stay two steps

@@ -32,7 +32,7 @@ from tinyllava.ops.instructions import (
 )
 from tinyllava.ops.simd import FLOATS, INTS, call, constant, emit_fused, instruction, splat
 
-LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504088896, 0.693359375, -2.12194440e-4
+LOG2_E, LN2 = 1.44269504088896, (0.693359375, -2.12194440e-4)  # log(2) in two parts: Cephes library, expf.c
 TERMS = (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)
 LEAST = -87.0  # of a logarithm; below it e^x is no normal number
 
@@ -40,8 +40,8 @@ LEAST = -87.0  # of a logarithm; below it e^x is no normal number
 def emit_exp(builder: Any, x: Any) -> Any:
     """e^x of 16 numbers that are not above 0, as numba_rows.exp; 0 below e^-87."""
     n = call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(x, constant(FLOATS, LOG2_E)))
-    r = emit_fused(builder, n, constant(FLOATS, -LN2_HIGH), x)
-    r = emit_fused(builder, n, constant(FLOATS, -LN2_LOW), r)
+    r = emit_fused(builder, n, constant(FLOATS, -LN2[0]), x)
+    r = emit_fused(builder, n, constant(FLOATS, -LN2[1]), r)
     p = constant(FLOATS, TERMS[0])
     for term in TERMS[1:]:
         p = emit_fused(builder, p, r, constant(FLOATS, term))

@@ -46,7 +46,7 @@ def _extreme(builder: Any, a: Any, b: Any) -> Any:
         last = [builder.extract_element(v, ir.Constant(I32, lane)) for lane in (0, 1)]
         ends.append(call(builder, f"llvm.{name}.f32", F32, *last))
     high, low = ends
-    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+    return _further(builder, high, low)
 
 
 @instruction("f:i")
@@ -98,7 +98,7 @@ def best_step(builder: Any, address: Any) -> Any:
     best, least = None, None
     for top in (-128.0, -127.0, -126.0, -125.0):
         step = builder.fmul(end, ir.Constant(F32, 1.0 / top))
-        error = _rounding_error(builder, parts, builder.fmul(inverse, ir.Constant(F32, top)))
+        error = fold(builder, _squared_distances(builder, parts, builder.fmul(inverse, ir.Constant(F32, top))))
         error = builder.fmul(error, ir.Constant(F32, 1.0 / top**2))  # times end^2, which all have in common
         if best is None:
             best, least = step, error
@@ -109,14 +109,25 @@ def best_step(builder: Any, address: Any) -> Any:
     return builder.select(builder.fcmp_ordered("==", end, ir.Constant(F32, 0.0)), end, spoilt)
 
 
-def _rounding_error(builder: Any, parts: Any, inverse: Any) -> Any:
-    """The sum of (x * inverse - the nearest whole number)^2."""
+def _squared_distances(builder: Any, parts: Any, inverse: Any) -> Any:
+    """(x * inverse - the nearest whole number)^2 of 32 numbers, the two halves added lane by lane."""
     squares = constant(FLOATS, 0.0)
     for part in parts:
         v = builder.fmul(part, splat(builder, inverse))
         difference = builder.fsub(v, call(builder, "llvm.rint.v16f32", FLOATS, v))
         squares = emit_fused(builder, difference, difference, squares)
-    return fold(builder, squares)
+    return squares
+
+
+def inverse_lanes(builder: Any, v: Any) -> Any:
+    """1 / v, and 0 where v is 0."""
+    none = builder.fcmp_ordered("==", v, constant(FLOATS, 0.0))
+    return builder.select(none, v, builder.fdiv(constant(FLOATS, 1.0), v))
+
+
+def _further(builder: Any, high: Any, low: Any) -> Any:
+    """Of the largest and the smallest of some numbers, the one of larger magnitude."""
+    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
 
 
 @instruction("-:ii")
@@ -126,11 +137,10 @@ def words_of_columns(builder: Any, columns: Any, to: Any) -> None:
     for i in range(64):
         v = call(builder, "llvm.fabs.v16f32", FLOATS, load(builder, columns, FLOATS, 64 * i))
         magnitudes = builder.fadd(magnitudes, v)
-        most = builder.select(builder.fcmp_ordered(">", v, most), v, most)
+        most = larger_lanes(builder, v, most)
     ends = [builder.fmul(v, constant(FLOATS, 1 / m)) for v, m in ((most, W_WORD), (magnitudes, W_WORDS))]
     scale = builder.select(builder.fcmp_ordered(">", *ends), *ends)  # the second, too, if it is not finite
-    none = builder.fcmp_ordered("==", scale, constant(FLOATS, 0.0))
-    inverse = builder.select(none, scale, builder.fdiv(constant(FLOATS, 1.0), scale))
+    inverse = inverse_lanes(builder, scale)
     for j in range(32):
         pair = [builder.fmul(load(builder, columns, FLOATS, 128 * j + at), inverse) for at in (0, 64)]
         low, high = (builder.fptosi(call(builder, "llvm.rint.v16f32", FLOATS, v), INTS) for v in pair)
@@ -155,7 +165,7 @@ def extremes_of_each(builder: Any, address: Any) -> Any:
     """What put_ends wrote for 16 blocks -> of each, the number of largest magnitude, sign included."""
     high = fold_each(builder, load_sixteen(builder, address), larger_lanes)
     low = fold_each(builder, load_sixteen(builder, plus(builder, address, 1024)), smaller_lanes)
-    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+    return _further(builder, high, low)
 
 
 def _join_fours(builder: Any, v: Any, join: Any) -> Any:
@@ -169,7 +179,7 @@ def _join_fours(builder: Any, v: Any, join: Any) -> Any:
 def extremes_of_four(builder: Any, v: Any) -> Any:
     """Of four lanes each, the number of largest magnitude, sign included."""
     high, low = (_join_fours(builder, v, join) for join in (larger_lanes, smaller_lanes))
-    return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
+    return _further(builder, high, low)
 
 
 @instruction("v:v")
@@ -181,8 +191,7 @@ def sums_of_four(builder: Any, v: Any) -> Any:
 @instruction("v:v")
 def inverse_or_zero(builder: Any, v: Any) -> Any:
     """1 / v, and 0 where v is 0."""
-    none = builder.fcmp_ordered("==", v, constant(FLOATS, 0.0))
-    return builder.select(none, v, builder.fdiv(constant(FLOATS, 1.0), v))
+    return inverse_lanes(builder, v)
 
 
 @instruction("v:vvvv")
@@ -194,12 +203,7 @@ def where_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
 @instruction("v:if")
 def rounding_errors(builder: Any, address: Any, inverse: Any) -> Any:
     """Of 32 floats times ``inverse``, the squared distances to the nearest whole numbers, two in each lane."""
-    squares = constant(FLOATS, 0.0)
-    for at in (0, 64):
-        v = builder.fmul(load(builder, address, FLOATS, at), splat(builder, inverse))
-        difference = builder.fsub(v, call(builder, "llvm.rint.v16f32", FLOATS, v))
-        squares = emit_fused(builder, difference, difference, squares)
-    return squares
+    return _squared_distances(builder, [load(builder, address, FLOATS, at) for at in (0, 64)], inverse)
 
 
 @instruction("-:ifii")

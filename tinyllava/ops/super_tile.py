@@ -19,6 +19,7 @@ from typing import Any
 from llvmlite import ir
 
 from tinyllava.ops.folds import larger_lanes
+from tinyllava.ops.rounding import inverse_lanes
 from tinyllava.ops.simd import (
     BYTES,
     F32,
@@ -138,8 +139,7 @@ def _seal_minima(layout: Layout) -> Any:
         for v in values:
             most = larger_lanes(builder, most, call(builder, "llvm.fabs.v16f32", FLOATS, v))
         unit = builder.fmul(most, constant(FLOATS, 1.0 / LARGEST))
-        none = builder.fcmp_ordered("==", unit, constant(FLOATS, 0.0))
-        inverse = builder.select(none, unit, builder.fdiv(constant(FLOATS, 1.0), unit))
+        inverse = inverse_lanes(builder, unit)
         whole = [call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(v, inverse)) for v in values]
         numbers = [builder.fptosi(v, INTS) for v in whole]
         for k in range(groups // 2):
