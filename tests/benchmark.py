@@ -31,7 +31,7 @@ from golden.clip_models import VISION, ClipSpec, write_mmproj
 from golden.manifest import MANIFEST, sha256
 from golden.pictures import picture
 from tests.true_shapes import LLAMA_1B, LLAMA_7B, VIT_L_15, VIT_L_16, Shape, write_llama
-from tinyllava.ops import physical_cores
+from tinyllava.ops.threads import physical_cores
 from tinyllava.study.bench import Contest, cpu_name, with_pictures
 from tinyllava.study.peers import OWN, Work
 

@@ -80,7 +80,7 @@ def test_imports_point_down(path: Path) -> None:
 def test_models_import_no_backend(path: Path) -> None:
     if path.relative_to(ROOT).parts[1] not in ("vision", "language", "text"):
         return
-    backends = ("tinyllava.ops.reference", "tinyllava.ops.numba", "tinyllava.ops.cupy")
+    backends = ("tinyllava.ops.reference", "tinyllava.ops.cpu", "tinyllava.ops.gpu")
     assert not {name for name in imports(path) if name.startswith(backends)}
 
 

@@ -27,7 +27,8 @@ from tinyllava.language import llama as language
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.offload import Placement, estimate, place
-from tinyllava.ops import Array, Ops, hand_over, processors
+from tinyllava.ops import Array, Ops, hand_over
+from tinyllava.ops.threads import processors
 from tinyllava.profile import Profile, profile
 from tinyllava.text.sampling import Sampling
 from tinyllava.text.tokenizer import Tokenizer

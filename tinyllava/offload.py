@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from tinyllava.errors import UsageError
 from tinyllava.language.config import read_config
-from tinyllava.ops import Ops, select
-from tinyllava.ops.cuda_device import FORMATS, free_bytes, guard_memory, in_gib
+from tinyllava.ops import Ops
+from tinyllava.ops.gpu.device import FORMATS, free_bytes, guard_memory, in_gib
+from tinyllava.ops.select import select
 from tinyllava.ops.split import split
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from llvmlite import ir
 from numba import njit
 
 from golden.manifest import record, save_json, versions
-from tinyllava.ops import select
-from tinyllava.ops.numba_ops import NumbaOps
-from tinyllava.ops.simd import (
+from tinyllava.ops.cpu.microkernel import loop
+from tinyllava.ops.cpu.ops import NumbaOps
+from tinyllava.ops.cpu.simd.llvm import (
     BYTES,
     FLOATS,
     I32,
@@ -34,7 +34,7 @@ from tinyllava.ops.simd import (
     instruction,
     splat,
 )
-from tinyllava.ops.tile import loop
+from tinyllava.ops.select import select
 from tinyllava.quant.blocks import TYPES
 from tinyllava.study.bench import cpu_name
 

@@ -26,7 +26,7 @@ from tinyllava.files.gguf_write import NewTensor, copy_metadata, encode, write_g
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops import select
+from tinyllava.ops.select import select
 from tinyllava.vision.clip import encode_tile, load_vision
 from tinyllava.vision.config import VisionConfig
 

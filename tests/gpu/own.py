@@ -17,8 +17,8 @@ import numpy as np
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops.cupy_matrix import DeviceMatrix
-from tinyllava.ops.cupy_ops import CupyOps
+from tinyllava.ops.gpu.ops import CupyOps
+from tinyllava.ops.gpu.weights import DeviceMatrix
 from tinyllava.profile import LLAVA
 from tinyllava.vision.clip import VisionConfig, encode_tile, load_vision
 from tinyllava.vision.projector import load_projector, project

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinyllava.errors import UsageError
-from tinyllava.ops import select
+from tinyllava.ops.select import select
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(11)
@@ -36,7 +36,7 @@ def device() -> None:
 @cache
 def kernel_of(width: int, bands: int) -> tuple[Any, str]:
     """The kernel for heads of ``width`` features, 64 * ``bands`` queries a block, and its name."""
-    from tinyllava.ops.cupy_kernels import FOLDER, Kernels
+    from tinyllava.ops.gpu.kernels import FOLDER, Kernels
 
     files = [(FOLDER / name).read_text(encoding="utf-8") for name in ("common.cu", "attention.cu")]
     name = f"attention_of_{width}_{bands}"

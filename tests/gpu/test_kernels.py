@@ -13,7 +13,8 @@ from tinyllava.errors import ContextError, UsageError
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops import Ops, select
+from tinyllava.ops import Ops
+from tinyllava.ops.select import select
 from tinyllava.quant.blocks import TYPES
 
 pytestmark = pytest.mark.gpu
@@ -65,7 +66,7 @@ def test_rows_that_are_no_multiple_of_16_bytes(n: int, d_in: int, ops: Ops) -> N
 
 @pytest.mark.parametrize("kind", FORMATS[2:])
 def test_weights_dequantized_in_tiles(kind: str, ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllava.ops.cupy_ops.TILE_BYTES", 2 * 512 * 128)  # 128 rows at once
+    monkeypatch.setattr("tinyllava.ops.gpu.ops.TILE_BYTES", 2 * 512 * 128)  # 128 rows at once
     weight, x = RandomTensor("w", kind, (301, 512)), RNG.standard_normal((9, 512))
     truth = x @ weight.dequantize(np.float64).T
     assert error(ops.numpy(ops.linear(ops.array(x), ops.matrix(weight))), truth) < 6e-4

@@ -12,7 +12,7 @@ import pytest
 import tinyllava
 from tinyllava import demo
 from tinyllava.errors import UsageError
-from tinyllava.ops import select
+from tinyllava.ops.select import select
 from tinyllava.text.sampling import Sampling
 
 pytestmark = pytest.mark.gpu

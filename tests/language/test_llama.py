@@ -17,7 +17,8 @@ from tinyllava.files.gguf import open_gguf
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import LlamaConfig, read_config
 from tinyllava.language.llama import TAPS, Llama, embed, forward, load_llama, rope_angles, unembed
-from tinyllava.ops import Ops, select
+from tinyllava.ops import Ops
+from tinyllava.ops.select import select
 from tinyllava.trace import NULL, Recorder, Tap
 from tinyllava.weights import evaluate
 

@@ -74,5 +74,5 @@ def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> FakeCupy:
     """Make ``import cupy`` give a fake, on a machine that has a driver."""
     fake = FakeCupy(**settings)
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr("tinyllava.ops.cuda_device.has_driver", lambda: True)
+    monkeypatch.setattr("tinyllava.ops.gpu.device.has_driver", lambda: True)
     return fake

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops import Array
-from tinyllava.ops.numba_ops import NumbaOps
+from tinyllava.ops.cpu.ops import NumbaOps
 from tinyllava.ops.reference import NumpyOps
 
 

@@ -15,15 +15,15 @@ from llvmlite import binding
 from tests.ops.test_features import run, x86_only
 
 KERNELS = [
-    "numba_linear.multiply_blocks",
-    "numba_records.quantize_tokens",
-    "numba_dot.dot_q4_k",
-    "numba_dot.dot_q6_k",
-    "numba_attention.attend_block",
-    "numba_attention_token.attend_token",
-    "numba_rows.rms_norm",
-    "numba_rows.keep_halves",
-    "team.several",
+    "cpu.gemm.multiply_blocks",
+    "cpu.quantize_activations.quantize_tokens",
+    "cpu.gemv.dot_q4_k",
+    "cpu.gemv.dot_q6_k",
+    "cpu.attention.attend_block",
+    "cpu.attention_token.attend_token",
+    "cpu.rowwise.rms_norm",
+    "cpu.rowwise.keep_halves",
+    "cpu.thread_pool.several",
 ]
 WANTED = {  # an instruction that shows the vectors: fused products, products of integers, conversions of halves
     "multiply_blocks": "fmla",
@@ -48,7 +48,7 @@ def keep(self):
 codegen.CPUCodeLibrary._optimize_final_module = keep
 found = {}
 for name in sys.argv[1:]:
-    module, job = name.split(".")
+    module, _, job = name.rpartition(".")
     getattr(import_module("tinyllava.ops." + module), job).compiled
     found[job] = last[0]
 print(json.dumps(found))
@@ -67,7 +67,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @x86_only
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kernel", [name.split(".")[1] for name in KERNELS])
+@pytest.mark.parametrize("kernel", [name.rpartition(".")[2] for name in KERNELS])
 def test_llvm_has_arm_code_for(kernel: str, modules: dict[str, str]) -> None:
     # Numba's own counting of references has been through the code generator already, and is x86's since.
     own = r"^define [^\n]*@NRT_decref\(.*?^\}"

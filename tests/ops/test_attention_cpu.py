@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.ops.test_parity import close
-from tinyllava.ops import select
+from tinyllava.ops.select import select
 
 RNG = np.random.default_rng(7)
 TRUTH = select("numpy", dtype="float64")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tinyllava.ops import blas, select
+from tinyllava.ops import threads as blas
+from tinyllava.ops.select import select
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllava.ops.buffers import SMALL_BYTES, Buffers
+from tinyllava.ops.cpu.workspace import SMALL_BYTES, Buffers
 
 N = SMALL_BYTES // 4
 

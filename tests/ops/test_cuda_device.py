@@ -12,8 +12,8 @@ import pytest
 
 from tests.ops.fake_cupy import GIB, install
 from tinyllava.errors import UsageError
-from tinyllava.ops import select
-from tinyllava.ops.cuda_device import free_bytes, guard_memory, has_driver, in_gib, open_cupy
+from tinyllava.ops.gpu.device import free_bytes, guard_memory, has_driver, in_gib, open_cupy
+from tinyllava.ops.select import select
 
 
 def refused() -> str:
@@ -36,8 +36,8 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_driver_cupy_is_not_even_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    monkeypatch.setattr("tinyllava.ops.cuda_device.has_driver", lambda: False)
-    monkeypatch.setattr("tinyllava.ops.cuda_device._import", lambda: pytest.fail("imported"))
+    monkeypatch.setattr("tinyllava.ops.gpu.device.has_driver", lambda: False)
+    monkeypatch.setattr("tinyllava.ops.gpu.device._import", lambda: pytest.fail("imported"))
     wanted = "backend cupy: no CUDA driver here; wanted NVIDIA's driver. Without a GPU: -ngl 0."
     assert refused() == wanted
     monkeypatch.undo()
@@ -116,7 +116,7 @@ def test_a_cupy_that_is_broken(code: str, message: str, tmp_path: Path, monkeypa
     (tmp_path / "cupy.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.setattr("tinyllava.ops.cuda_device.has_driver", lambda: True)
+    monkeypatch.setattr("tinyllava.ops.gpu.device.has_driver", lambda: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert refused() == f"backend cupy: {message}"

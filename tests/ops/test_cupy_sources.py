@@ -22,7 +22,7 @@ def methods(file: str, name: str) -> dict[str, ast.FunctionDef]:
 
 
 def test_it_has_all_operations_with_the_reference_s_arguments() -> None:
-    reference, cupy = methods("reference.py", "NumpyOps"), methods("cupy_ops.py", "CupyOps")
+    reference, cupy = methods("reference.py", "NumpyOps"), methods("gpu/ops.py", "CupyOps")
     names = {name for name in vars(Ops) if not name.startswith("_")}
     assert names == {name for name in reference if not name.startswith("_")}
     assert names == {name for name in cupy if not name.startswith("_")}
@@ -49,10 +49,10 @@ def python_constants(file: str) -> dict[str, int]:
 
 
 def test_launches_and_kernels_agree() -> None:
-    python = python_constants("cupy_ops.py")
-    matvec = constants((OPS / "cuda" / "matvec.cu").read_text(encoding="utf-8"))
-    token = constants((OPS / "cuda" / "attention_token.cu").read_text(encoding="utf-8"))
-    block = constants((OPS / "cuda" / "attention.cu").read_text(encoding="utf-8"))
+    python = python_constants("gpu/ops.py")
+    matvec = constants((OPS / "gpu" / "cuda" / "matvec.cu").read_text(encoding="utf-8"))
+    token = constants((OPS / "gpu" / "cuda" / "attention_token.cu").read_text(encoding="utf-8"))
+    block = constants((OPS / "gpu" / "cuda" / "attention.cu").read_text(encoding="utf-8"))
     assert python["ROWS_OF_BLOCK"] == matvec["WARPS"] * matvec["ROWS"]
     assert python["THREADS"] == 32 * matvec["WARPS"]
     assert python["CHUNK"] == token["CHUNK"] and token["TOKEN_THREADS"] == 128
@@ -60,7 +60,7 @@ def test_launches_and_kernels_agree() -> None:
 
 
 def test_formats_are_the_files() -> None:
-    text = (OPS / "cuda" / "blocks.cu").read_text(encoding="utf-8")
+    text = (OPS / "gpu" / "cuda" / "blocks.cu").read_text(encoding="utf-8")
     (listed,) = re.findall(r"enum Format \{(.*?)\}", text)
     formats = {name: int(number) for name, number in re.findall(r"(\w+) = (\d+)", listed)}
     assert formats == {name: TYPES[name].id for name in formats}
@@ -70,7 +70,7 @@ def test_formats_are_the_files() -> None:
 
 def kernels() -> dict[str, list[str]]:
     """The kernels' names and their arguments."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((OPS / "cuda").glob("*.cu")))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((OPS / "gpu" / "cuda").glob("*.cu")))
     found = re.findall(r"KERNEL (?:__launch_bounds__\(.*?\) )?void (\w+)\(\s*(.*?)\) \{", text, re.DOTALL)
     return {name: arguments.split(",") for name, arguments in found}
 
@@ -81,10 +81,10 @@ LAUNCHED = ("matvec", "embed", "dequantize", "rope", "extend", "move", "attend_a
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_what_is_launched_exists(name: str) -> None:
     assert name in kernels()
-    assert f'"{name}"' in (OPS / "cupy_ops.py").read_text(encoding="utf-8")
+    assert f'"{name}"' in (OPS / "gpu/ops.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted((OPS / "cuda").glob("*.cu")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((OPS / "gpu" / "cuda").glob("*.cu")), ids=lambda path: path.name)
 def test_no_kernel_needs_a_header_and_each_takes_its_turn(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "#include" not in text

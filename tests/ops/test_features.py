@@ -36,10 +36,11 @@ def test_parity_on_an_older_processor(name: str, tmp_path: Path) -> None:
 
 COMPILES = """
 import numpy as np
-from tinyllava import ops
-ops.on_compile = lambda: print("compiling")
-backend = ops.select("numba", threads=1)
-print(backend.swiglu(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)).sum())
+from tinyllava.ops.compiling import watch
+from tinyllava.ops.select import select
+with watch(lambda: print("compiling")):
+    backend = select("numba", threads=1)
+    print(backend.swiglu(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)).sum())
 """
 
 
@@ -50,5 +51,5 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 def test_another_version_of_any_file_here_is_compiled_again(tmp_path: Path) -> None:
     run(["-c", COMPILES], tmp_path)
-    older = "import tinyllava.ops.compiled as c; c.STAMP = (('simd.py', 0.0, 0),)\n" + COMPILES
+    older = "import tinyllava.ops.cpu.compile as c; c.STAMP = (('llvm.py', 0.0, 0),)\n" + COMPILES
     assert run(["-c", older], tmp_path).split()[0] == "compiling"

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tinyllava.errors import UsageError
-from tinyllava.ops import BACKENDS, Ops, select
-from tinyllava.ops.formats import FORMATS as LEVELS
-from tinyllava.ops.formats import Format, levels_row, put_quarters, put_scales
+from tinyllava.ops import Ops
+from tinyllava.ops.cpu.unpack import FORMATS as LEVELS
+from tinyllava.ops.cpu.unpack import Format, levels_row, put_quarters, put_scales
+from tinyllava.ops.select import BACKENDS, select
 from tinyllava.quant.blocks import TYPES, dequantize
 
 RNG = np.random.default_rng(2024)

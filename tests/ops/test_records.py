@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinyllava.ops.numba_records import (
+from tinyllava.ops.cpu.microkernel import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, TOKENS, WORDS
+from tinyllava.ops.cpu.quantize_activations import (
     BLOCKS,
     COLUMNS,
     QUANTIZE_ROOM,
@@ -16,7 +17,6 @@ from tinyllava.ops.numba_records import (
     best_steps,
     blocks_of_bytes,
 )
-from tinyllava.ops.tile import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, TOKENS, WORDS
 
 RNG = np.random.default_rng(5)
 OFFSET_C = 8

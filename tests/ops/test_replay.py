@@ -19,8 +19,8 @@ from tinyllava.files.gguf import open_gguf
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops.numba_ops import NumbaOps
-from tinyllava.ops.simd import HARDWARE_HALF
+from tinyllava.ops.cpu.ops import NumbaOps
+from tinyllava.ops.cpu.simd.llvm import HARDWARE_HALF
 from tinyllava.quant.quantize import quantize
 from tinyllava.text.sampling import Sampling
 

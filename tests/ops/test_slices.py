@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.ops.test_parity import close, kind_of_linear, tensor
-from tinyllava.ops import select
-from tinyllava.ops.numba_linear import GROUPS, WIDTH
-from tinyllava.ops.numba_records import SLICE
-from tinyllava.ops.numba_softmax import exponentials, largest, pad
-from tinyllava.ops.tile import TOKENS
+from tinyllava.ops.cpu.gemm import GROUPS, WIDTH
+from tinyllava.ops.cpu.microkernel import TOKENS
+from tinyllava.ops.cpu.quantize_activations import SLICE
+from tinyllava.ops.cpu.softmax import exponentials, largest, pad
+from tinyllava.ops.select import select
 
 RNG = np.random.default_rng(0)
 WIDE = [

@@ -16,7 +16,8 @@ from tinyllava.files.gguf import open_gguf
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops import Ops, select
+from tinyllava.ops import Ops
+from tinyllava.ops.select import select
 from tinyllava.ops.split import split
 from tinyllava.trace import NULL, Recorder, Tap
 

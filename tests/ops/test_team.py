@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from tinyllava.ops import select, team
-from tinyllava.ops.compiled import job
+from tinyllava.ops.cpu import thread_pool as team
+from tinyllava.ops.cpu.compile import job
+from tinyllava.ops.select import select
 
 
 @job

@@ -11,7 +11,7 @@ import pytest
 from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
 from tinyllava.cli import main
 from tinyllava.errors import ModelError
-from tinyllava.ops import select
+from tinyllava.ops.select import select
 from tinyllava.study.bench import check, memory_ratio, ratios, requests, with_pictures
 from tinyllava.study.peers import Work
 

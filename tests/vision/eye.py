@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyllava.files.gguf import GGUFFile
-from tinyllava.ops import Ops, select
+from tinyllava.ops import Ops
+from tinyllava.ops.select import select
 from tinyllava.profile import LLAVA, Profile
 from tinyllava.trace import NULL, Tap
 from tinyllava.vision.anyres import make_tiles, merge, plan_picture

@@ -15,7 +15,7 @@ from golden.pictures import picture
 from tests.vision.eye import Eye, Write, load_eye, see
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile, open_gguf
-from tinyllava.ops import select
+from tinyllava.ops.select import select
 from tinyllava.trace import Recorder
 from tinyllava.vision.anyres import make_tiles, plan_picture
 from tinyllava.vision.clip import VISION_TAPS, encode_tile, split_patches

@@ -34,6 +34,8 @@ def main(words: Sequence[str]) -> int:
     )
     parser.option(group, "--text", action="store_true", help="print the walk instead of writing a page")
     arguments = parser.parse(words)
+    from tinyllava.ops import compiling
+
     report = Report(quiet=arguments.quiet)
     report.ignored(arguments)
     if arguments.text and arguments.output is not None:
@@ -44,7 +46,8 @@ def main(words: Sequence[str]) -> int:
     output = arguments.output or Path("report.html")
     if not arguments.text and not output.parent.is_dir():
         raise FileError(output, "there is no such directory to write to", hint="Make it first")
-    explanation = watch(arguments, report)
+    with compiling.watch(report.compiling):
+        explanation = watch(arguments, report)
     if arguments.text:
         from tinyllava.study.explain_text import as_text
 

@@ -47,6 +47,10 @@ class Report:
         else:
             self._held.append(text)
 
+    def compiling(self) -> None:
+        """Say why nothing seems to happen."""
+        self.note("compiling the kernels for this processor, once; it takes some 20 s")
+
     def begin(self) -> None:
         """The input was good: say the notes that were held back, and from now on all others at once."""
         held, self._held = self._held or [], None

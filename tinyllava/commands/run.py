@@ -36,11 +36,19 @@ def main(words: Sequence[str]) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check everything that can be checked without the model, load it, and answer."""
-    from tinyllava.generate import Stream
+    """Answer, and say so if kernels have to be compiled for it."""
+    from tinyllava.ops.compiling import watch
 
     report = Report(quiet=arguments.quiet)
     report.ignored(arguments)
+    with watch(report.compiling):
+        return answer_all(arguments, report)
+
+
+def answer_all(arguments: argparse.Namespace, report: Report) -> int:
+    """Check everything that can be checked without the model, load it, and answer."""
+    from tinyllava.generate import Stream
+
     check_settings(arguments)
     task = read_task(arguments, report)
     sampling = read_sampling(arguments)
@@ -155,10 +163,8 @@ def load_pair(arguments: argparse.Namespace, report: Report) -> LLaVA:
         raise UsageError("--mmproj", "not given", wanted=f"the image encoder that belongs to {model}")
     if model is None:
         report.note("without -m and --mmproj, this is the embedded demo model: it knows only a few things")
-    from tinyllava import ops
     from tinyllava.llava import load
 
-    ops.on_compile = lambda: report.note("compiling the kernels for this processor, once; it takes some 20 s")
     threads: int | None = arguments.threads
     llava = load(
         model,

@@ -69,6 +69,8 @@ def main(words: Sequence[str]) -> int:
 
         print_lines(name_table({name: entry.shape for name, entry in ENTRIES.items()}))
         return 0
+    from tinyllava.ops import compiling
+
     report = Report(quiet=arguments.quiet)
     with_demo(arguments)
     check(arguments)
@@ -78,7 +80,8 @@ def main(words: Sequence[str]) -> int:
 
         print_lines(name_table(tap_names(llava)))
         return 0
-    trace = record(llava, arguments, report)
+    with compiling.watch(report.compiling):
+        trace = record(llava, arguments, report)
     if arguments.output is None:
         print_lines(summary(trace))
         return 0

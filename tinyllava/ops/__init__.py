@@ -1,4 +1,4 @@
-"""The operations that the models are made of, and the choice of who does them.
+"""The operations that the models are made of.
 
 The forward passes (vision/clip.py, vision/projector.py, language/llama.py) take a backend as the argument
 ``ops`` and know nothing else of it, so two backends can meet in one process and each model is written once.
@@ -18,19 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava.errors import UsageError
-
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
 
 Array = npt.NDArray[Any]  # a float array of the backend's own kind (NumPy's, or one that behaves so)
 Activation = Literal["gelu_erf", "gelu_tanh", "gelu_quick", "silu"]
 RopeKind = Literal["norm", "neox"]
-BACKENDS = ("numpy", "numba", "cupy")
-
-
-def on_compile() -> None:
-    """Called once, before a backend compiles anything. Replace it to tell whoever waits: it takes some seconds."""
 
 
 class Matrix(Protocol):
@@ -96,61 +89,3 @@ class Ops(Protocol):
 def hand_over(giver: Ops, taker: Ops, *arrays: Array) -> list[Array]:
     """Arrays of one backend as another's, by way of NumPy; the same arrays if the two are one."""
     return list(arrays) if giver is taker else [taker.array(giver.numpy(x)) for x in arrays]
-
-
-def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = None) -> Ops:
-    """The backend called ``name``: "numpy" (the reference), "numba", "cupy" (a GPU), or "auto".
-
-    "auto" is the fastest that is here: cupy if CuPy imports and a device answers, else numba; for float64, numpy.
-    ``threads`` bounds the backend's own threads; None means one for each physical core.
-    Raises UsageError for a name or a dtype that does not exist, or that do not go together, and if "cupy" cannot
-    be had.
-    """
-    if dtype not in ("float32", "float64"):
-        raise UsageError("dtype", repr(dtype), wanted="float32 or float64")
-    if threads is not None and threads < 1:
-        raise UsageError("threads", str(threads), wanted="1 or more")
-    if name == "auto" and dtype == "float32":
-        try:
-            return select("cupy")
-        except UsageError:  # no CuPy, or no device for it
-            name = "numba"
-    name = "numpy" if name == "auto" else name
-    if name not in BACKENDS:
-        raise UsageError("backend", repr(name), wanted=" or ".join(("auto", *BACKENDS)))
-    if name == "numpy":
-        from tinyllava.ops.reference import NumpyOps
-
-        return NumpyOps(dtype, threads)
-    if dtype != "float32":
-        hint = "The numpy backend computes in float64"
-        raise UsageError(f"backend {name}", f"dtype {dtype}", wanted="float32", hint=hint)
-    if name == "numba":
-        from tinyllava.ops.numba_ops import NumbaOps
-
-        return NumbaOps(threads)
-    from tinyllava.ops.cuda_device import open_cupy
-
-    open_cupy()
-    from tinyllava.ops.cupy_ops import CupyOps
-
-    return CupyOps()
-
-
-def processors() -> int:
-    """The logical processors that this process may use: more threads than these only wait for each other."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def physical_cores() -> int:
-    """The physical cores that this process may use, at least 1."""
-    available = processors()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            ids = [line.split(":")[1] for line in file if line.startswith(("physical id", "core id"))]
-        cores = len(set(zip(ids[::2], ids[1::2], strict=True)))  # (socket, core) of each logical processor
-    except (OSError, ValueError, IndexError):
-        cores = 0
-    return max(1, min(available, cores or available))

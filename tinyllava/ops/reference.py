@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava.ops import Activation, Array, Position, RopeKind, physical_cores
-from tinyllava.ops.blas import limit_blas
+from tinyllava.ops import Activation, Array, Position, RopeKind
+from tinyllava.ops.threads import limit_blas, physical_cores
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor

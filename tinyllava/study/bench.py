@@ -21,7 +21,9 @@ from tinyllava.files.gguf import open_gguf
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
-from tinyllava.ops import Ops, processors, select
+from tinyllava.ops import Ops
+from tinyllava.ops.select import select
+from tinyllava.ops.threads import processors
 from tinyllava.profile import profile
 from tinyllava.study.peers import OWN, PEERS, Work, Worker, tokens
 from tinyllava.vision.config import VisionConfig

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.errors import UsageError
-from tinyllava.ops import Activation, Array, Ops, Position, RopeKind, physical_cores
-from tinyllava.ops.cupy_blas import Blas
-from tinyllava.ops.cupy_graph import DevicePosition, Replay, Window
-from tinyllava.ops.cupy_kernels import kernels
-from tinyllava.ops.cupy_matrix import DeviceMatrix, upload
+from tinyllava.ops import Activation, Array, Ops, Position, RopeKind
+from tinyllava.ops.gpu.blas import Blas
+from tinyllava.ops.gpu.capture import DevicePosition, Replay, Window
+from tinyllava.ops.gpu.kernels import kernels
+from tinyllava.ops.gpu.weights import DeviceMatrix, upload
+from tinyllava.ops.threads import physical_cores
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.folds import fold_each, sum_lanes
-from tinyllava.ops.instructions import load_half_vector, put_floats
-from tinyllava.ops.numba_attention import copy_row, keys_of
-from tinyllava.ops.numba_softmax import exponentials, largest, pad
-from tinyllava.ops.simd import F32, FLOATS, I64, constant, emit_fused, instruction, load, splat, store
-from tinyllava.ops.team import floats_at, numbers_at
-from tinyllava.ops.tile import loop
+from tinyllava.ops.cpu.attention import copy_row, keys_of
+from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.microkernel import loop
+from tinyllava.ops.cpu.simd.intrinsics import load_half_vector, put_floats
+from tinyllava.ops.cpu.simd.llvm import F32, FLOATS, I64, constant, emit_fused, instruction, load, splat, store
+from tinyllava.ops.cpu.simd.reduce import fold_each, sum_lanes
+from tinyllava.ops.cpu.softmax import exponentials, largest, pad
+from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
 
 TOGETHER = 16  # keys or values that are treated together
 

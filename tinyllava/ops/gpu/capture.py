@@ -15,7 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from tinyllava.ops import Array
-    from tinyllava.ops.cupy_ops import CupyOps
+    from tinyllava.ops.gpu.ops import CupyOps
 
 Step = Callable[[Any], "Array"]
 

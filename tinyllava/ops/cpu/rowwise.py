@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops import numba_softmax
-from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.folds import larger, largest_lane, total
-from tinyllava.ops.instructions import (
+from tinyllava.ops.cpu import softmax as numba_softmax
+from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.simd.intrinsics import (
     add,
     float_at,
     float_of_bits,
@@ -25,7 +24,8 @@ from tinyllava.ops.instructions import (
     put_halves,
     times,
 )
-from tinyllava.ops.team import floats_at, numbers_at
+from tinyllava.ops.cpu.simd.reduce import larger, largest_lane, total
+from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
 
 LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (numba_softmax.LOG2_E, *numba_softmax.LN2))
 TERMS = tuple(np.float32(c) for c in numba_softmax.TERMS)

@@ -18,9 +18,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.folds import larger_lanes
-from tinyllava.ops.rounding import inverse_lanes
-from tinyllava.ops.simd import (
+from tinyllava.ops.cpu.microkernel import (
+    LAYOUTS,
+    MINIMA_4,
+    MINIMA_8,
+    SIDES,
+    SIGNED,
+    TOKENS,
+    Layout,
+    loop,
+    places_of,
+    sides_of,
+)
+from tinyllava.ops.cpu.simd.llvm import (
     BYTES,
     F32,
     FLOATS,
@@ -40,18 +50,8 @@ from tinyllava.ops.simd import (
     splat,
     store,
 )
-from tinyllava.ops.tile import (
-    LAYOUTS,
-    MINIMA_4,
-    MINIMA_8,
-    SIDES,
-    SIGNED,
-    TOKENS,
-    Layout,
-    loop,
-    places_of,
-    sides_of,
-)
+from tinyllava.ops.cpu.simd.reduce import larger_lanes
+from tinyllava.ops.cpu.simd.rounding import inverse_lanes
 
 LARGEST = 32767.0  # of int16
 

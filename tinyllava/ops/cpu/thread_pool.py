@@ -36,8 +36,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from tinyllava.ops.compiled import Job, job, kernel
-from tinyllava.ops.simd import I32, I64, call, instruction
+from tinyllava.ops.cpu.compile import Job, job, kernel
+from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction
 
 DONE, ASLEEP, STOP, JOB, ARGUMENTS = 0, 8, 16, 24, 32  # in int64: each on its own cache line
 WHERE = JOB + 1  # read and written together with it

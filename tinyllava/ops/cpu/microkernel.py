@@ -30,7 +30,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.simd import (
+from tinyllava.ops.cpu.simd.llvm import (
     BYTES,
     F32,
     FEATURES,
@@ -47,7 +47,7 @@ from tinyllava.ops.simd import (
     splat,
     store,
 )
-from tinyllava.ops.simd import WORDS as SHORTS
+from tinyllava.ops.cpu.simd.llvm import WORDS as SHORTS
 
 # SIDES x TOKENS integer sums and as many float sums stay in registers: 24 of 32; without AVX-512, where one of our
 # vectors takes two registers, 8 of 16.

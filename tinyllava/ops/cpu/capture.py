@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.ops import Array
-from tinyllava.ops.buffers import Buffers
-from tinyllava.ops.compiled import Job
-from tinyllava.ops.numba_matrix import address, floats
-from tinyllava.ops.team import Part, Script, Team
+from tinyllava.ops.cpu.compile import Job
+from tinyllava.ops.cpu.thread_pool import Part, Script, Team
+from tinyllava.ops.cpu.weights import address, floats
+from tinyllava.ops.cpu.workspace import Buffers
 
 Step = Callable[[Any], Array]
 

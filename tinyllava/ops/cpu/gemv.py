@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.dot_rows import (
+from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.gemv_rows import (
     row_of_levels,
     row_q2_k,
     row_q3_k,
@@ -35,8 +35,7 @@ from tinyllava.ops.dot_rows import (
     row_q6_k,
     row_q8_0,
 )
-from tinyllava.ops.formats import levels_row
-from tinyllava.ops.instructions import (
+from tinyllava.ops.cpu.simd.intrinsics import (
     bfloat_at,
     clear_bytes,
     float_at,
@@ -44,8 +43,9 @@ from tinyllava.ops.instructions import (
     part_halves,
     put_float,
 )
-from tinyllava.ops.rounding import best_step, quantize_bytes
-from tinyllava.ops.team import numbers_at
+from tinyllava.ops.cpu.simd.rounding import best_step, quantize_bytes
+from tinyllava.ops.cpu.thread_pool import numbers_at
+from tinyllava.ops.cpu.unpack import levels_row
 
 EIGHTS, HALVES, PLANES, SIXTEENS, FLOATS = 0, 1, 2, 3, 4
 PART = 256  # columns of a token that are one item: no form's order goes beyond them

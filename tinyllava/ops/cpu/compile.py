@@ -17,7 +17,7 @@ from numba import njit, types
 from numba.core import event
 from numba.core.ccallback import CFunc
 
-from tinyllava import ops
+from tinyllava.ops import compiling
 
 # Sums may be reordered, or they could not use vector registers; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -25,7 +25,7 @@ JOB = types.void(types.int64, types.int64, types.int64)
 
 
 def _stamp() -> tuple[tuple[str, float, int], ...]:
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)
 
 
@@ -76,16 +76,11 @@ def job(function: Callable[..., None]) -> Job:
 
 
 class _Report(event.Listener):
-    """Tells ops.on_compile, once, that something has to be compiled."""
-
-    def __init__(self) -> None:
-        self.told = False
+    """Tells whoever waits that something has to be compiled."""
 
     def on_start(self, event: Any) -> None:
         del event
-        if not self.told:
-            self.told = True
-            ops.on_compile()
+        compiling.announce()
 
     def on_end(self, event: Any) -> None:
         del event

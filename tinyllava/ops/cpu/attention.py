@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.instructions import (
+from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.microkernel import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
+from tinyllava.ops.cpu.simd.intrinsics import (
     everywhere,
     float_at,
     half_at,
@@ -26,9 +27,8 @@ from tinyllava.ops.instructions import (
     put_floats,
     times,
 )
-from tinyllava.ops.numba_softmax import pad, soften_rows
-from tinyllava.ops.team import floats_at, numbers_at
-from tinyllava.ops.tile import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
+from tinyllava.ops.cpu.softmax import pad, soften_rows
+from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
 
 QUERIES = 144  # of a block, at most: whole FLOAT_TOKENS, and whole vectors
 KEYS = 64

@@ -10,8 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.folds import fold, fold_each, larger_lanes, load_sixteen, smaller_lanes, sum_lanes
-from tinyllava.ops.simd import (
+from tinyllava.ops.cpu.simd.llvm import (
     F32,
     FLOATS,
     I8,
@@ -29,6 +28,7 @@ from tinyllava.ops.simd import (
     splat,
     store,
 )
+from tinyllava.ops.cpu.simd.reduce import fold, fold_each, larger_lanes, load_sixteen, smaller_lanes, sum_lanes
 
 # The largest words of activations and of weights, and what 64 weights may add up to: less than 2^31 / X_WORD, or
 # the sum of 64 products would not fit in int32. So the two share the bits that there are.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cupy
 import numpy as np
 
-from tinyllava.ops.cuda_device import FORMATS
+from tinyllava.ops.gpu.device import FORMATS
 from tinyllava.quant.blocks import TYPES
 
 if TYPE_CHECKING:

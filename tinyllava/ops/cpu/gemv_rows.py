@@ -10,11 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops import instructions as simd
-from tinyllava.ops import lanes
-from tinyllava.ops.compiled import kernel
-from tinyllava.ops.folds import total, total_of_upper_half
-from tinyllava.ops.formats import (
+from tinyllava.ops.cpu.compile import kernel
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import lanes
+from tinyllava.ops.cpu.simd.intrinsics import (
+    bits_by_half,
+    dot4,
+    float_at,
+    fused,
+    half_at,
+    load_bytes,
+    load_floats,
+    masked,
+    no_floats,
+    no_ints,
+    prefetch,
+    quarters_apart,
+    to_floats,
+)
+from tinyllava.ops.cpu.simd.lanes import by_half, halves_apart, lower_and_upper
+from tinyllava.ops.cpu.simd.reduce import total, total_of_upper_half
+from tinyllava.ops.cpu.unpack import (
     minima_q2_k,
     pair_q4_0,
     pair_q4_1,
@@ -30,22 +46,6 @@ from tinyllava.ops.formats import (
     scales_q4_k,
     scales_q6_k,
 )
-from tinyllava.ops.instructions import (
-    bits_by_half,
-    dot4,
-    float_at,
-    fused,
-    half_at,
-    load_bytes,
-    load_floats,
-    masked,
-    no_floats,
-    no_ints,
-    prefetch,
-    quarters_apart,
-    to_floats,
-)
-from tinyllava.ops.lanes import by_half, halves_apart, lower_and_upper
 
 AHEAD = 2048  # bytes
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.folds import sums_of_each
-from tinyllava.ops.instructions import (
+from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.microkernel import BLOCK, LAYOUTS, MINIMA_4, OFFSET, SIGNED, TOKENS, WORDS
+from tinyllava.ops.cpu.simd.intrinsics import (
     add,
     everywhere,
     float_at,
@@ -25,7 +25,8 @@ from tinyllava.ops.instructions import (
     times,
     word_at,
 )
-from tinyllava.ops.rounding import (
+from tinyllava.ops.cpu.simd.reduce import sums_of_each
+from tinyllava.ops.cpu.simd.rounding import (
     X_WORD,
     extreme,
     extremes_of_each,
@@ -40,8 +41,7 @@ from tinyllava.ops.rounding import (
     sums_of_four,
     where_less,
 )
-from tinyllava.ops.team import numbers_at
-from tinyllava.ops.tile import BLOCK, LAYOUTS, MINIMA_4, OFFSET, SIGNED, TOKENS, WORDS
+from tinyllava.ops.cpu.thread_pool import numbers_at
 
 COLUMNS = tuple(layout.columns for layout in LAYOUTS)
 X_SIZE = tuple(layout.x_size for layout in LAYOUTS)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.ops import Array
-from tinyllava.ops import numba_dot as dots
-from tinyllava.ops.compiled import Job
-from tinyllava.ops.formats import FORMATS, Format
-from tinyllava.ops.tile import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, WORDS
+from tinyllava.ops.cpu import gemv as dots
+from tinyllava.ops.cpu.compile import Job
+from tinyllava.ops.cpu.microkernel import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, WORDS
+from tinyllava.ops.cpu.unpack import FORMATS, Format
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor

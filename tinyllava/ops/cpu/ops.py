@@ -20,19 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.ops import Activation, Array, RopeKind
-from tinyllava.ops import numba_attention as attention
-from tinyllava.ops import numba_dot as dots
-from tinyllava.ops import numba_linear as products
-from tinyllava.ops import numba_rows as rowwise
-from tinyllava.ops.formats import FORMATS
-from tinyllava.ops.numba_attention_token import attend_token, token_scratch
-from tinyllava.ops.numba_matrix import BlockMatrix, FloatMatrix
-from tinyllava.ops.numba_records import QUANTIZE_ROOM, quantize_others, quantize_tokens
-from tinyllava.ops.numba_replay import MemoryPosition, Recorder, Replay
+from tinyllava.ops.cpu import attention as attention
+from tinyllava.ops.cpu import gemm as products
+from tinyllava.ops.cpu import gemv as dots
+from tinyllava.ops.cpu import rowwise as rowwise
+from tinyllava.ops.cpu.attention_token import attend_token, token_scratch
+from tinyllava.ops.cpu.capture import MemoryPosition, Recorder, Replay
+from tinyllava.ops.cpu.microkernel import BLOCK, FLOAT_TOKENS, LAYOUTS, ROWS, SIDES, TOKENS
+from tinyllava.ops.cpu.quantize_activations import QUANTIZE_ROOM, quantize_others, quantize_tokens
+from tinyllava.ops.cpu.simd.llvm import HARDWARE_HALF
+from tinyllava.ops.cpu.thread_pool import Part, Team
+from tinyllava.ops.cpu.unpack import FORMATS
+from tinyllava.ops.cpu.weights import BlockMatrix, FloatMatrix
 from tinyllava.ops.reference import NumpyOps
-from tinyllava.ops.simd import HARDWARE_HALF
-from tinyllava.ops.team import Part, Team
-from tinyllava.ops.tile import BLOCK, FLOAT_TOKENS, LAYOUTS, ROWS, SIDES, TOKENS
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor

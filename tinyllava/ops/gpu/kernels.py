@@ -14,7 +14,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from tinyllava import ops
+from tinyllava.ops import compiling
 
 FOLDER = Path(__file__).parent / "cuda"
 FILES = ("common.cu", "blocks.cu", "matvec.cu", "rows.cu", "attention_token.cu", "attention.cu")
@@ -102,5 +102,5 @@ def _as_c(value: Any) -> Any:
 @cache
 def kernels() -> Kernels:
     """The kernels, compiled now if they have not been."""
-    ops.on_compile()
+    compiling.announce()
     return Kernels()

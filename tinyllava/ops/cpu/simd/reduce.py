@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.simd import FLOATS, I32, instruction, load, pick
+from tinyllava.ops.cpu.simd.llvm import FLOATS, I32, instruction, load, pick
 
 # ---- one vector
 

@@ -10,17 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.compiled import kernel
-from tinyllava.ops.folds import (
-    fold_each,
-    larger,
-    larger_lanes,
-    largest_lane,
-    load_sixteen,
-    sums_of_each,
-    total,
-)
-from tinyllava.ops.instructions import (
+from tinyllava.ops.cpu.compile import kernel
+from tinyllava.ops.cpu.simd.intrinsics import (
     add,
     everywhere,
     float_at,
@@ -30,7 +21,16 @@ from tinyllava.ops.instructions import (
     put_float,
     put_floats,
 )
-from tinyllava.ops.simd import FLOATS, INTS, call, constant, emit_fused, instruction, splat
+from tinyllava.ops.cpu.simd.llvm import FLOATS, INTS, call, constant, emit_fused, instruction, splat
+from tinyllava.ops.cpu.simd.reduce import (
+    fold_each,
+    larger,
+    larger_lanes,
+    largest_lane,
+    load_sixteen,
+    sums_of_each,
+    total,
+)
 
 LOG2_E, LN2 = 1.44269504088896, (0.693359375, -2.12194440e-4)  # log(2) in two parts: Cephes library, expf.c
 TERMS = (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)

@@ -14,33 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.compiled import job, kernel
-from tinyllava.ops.formats import FIRST_SUPER, FORMATS, SUPER_BYTES, levels_row, put_quarters, put_scales
-from tinyllava.ops.instructions import (
-    bfloat_at,
-    float_at,
-    half_at,
-    load_bfloats,
-    load_floats,
-    load_halves,
-    no_floats,
-    prefetch,
-    put_float,
-    put_floats,
-    put_int,
-)
-from tinyllava.ops.numba_records import COLUMNS, SLICE, X_SIZE, record_of
-from tinyllava.ops.rounding import words_of_columns
-from tinyllava.ops.super_tile import (
-    seal_minima_4,
-    seal_minima_8,
-    seal_signed,
-    tile_minima_4,
-    tile_minima_8,
-    tile_signed,
-)
-from tinyllava.ops.team import floats_at, numbers_at
-from tinyllava.ops.tile import (
+from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.microkernel import (
     BLOCK,
     FLOAT_TOKENS,
     LAYOUTS,
@@ -59,6 +34,31 @@ from tinyllava.ops.tile import (
     tile_offset,
     tile_words,
 )
+from tinyllava.ops.cpu.microkernel_k import (
+    seal_minima_4,
+    seal_minima_8,
+    seal_signed,
+    tile_minima_4,
+    tile_minima_8,
+    tile_signed,
+)
+from tinyllava.ops.cpu.quantize_activations import COLUMNS, SLICE, X_SIZE, record_of
+from tinyllava.ops.cpu.simd.intrinsics import (
+    bfloat_at,
+    float_at,
+    half_at,
+    load_bfloats,
+    load_floats,
+    load_halves,
+    no_floats,
+    prefetch,
+    put_float,
+    put_floats,
+    put_int,
+)
+from tinyllava.ops.cpu.simd.rounding import words_of_columns
+from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
+from tinyllava.ops.cpu.unpack import FIRST_SUPER, FORMATS, SUPER_BYTES, levels_row, put_quarters, put_scales
 
 OFFSETS = tuple(form.offset for form in FORMATS.values())  # by Format.number
 W_GROUPS = tuple(layout.groups for layout in LAYOUTS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.simd import (
+from tinyllava.ops.cpu.simd.llvm import (
     BYTES,
     F32,
     FLOATS,

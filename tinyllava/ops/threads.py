@@ -8,6 +8,7 @@ library reads at its start remain (VECLIB_MAXIMUM_THREADS).
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,23 @@ NAMES = (
     ("openblas_set_num_threads", "openblas_get_num_threads"),
     ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
 )
+
+
+def processors() -> int:
+    """The logical processors that this process may use: more threads than these only wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def physical_cores() -> int:
+    """The physical cores that this process may use, at least 1."""
+    available = processors()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            ids = [line.split(":")[1] for line in file if line.startswith(("physical id", "core id"))]
+        cores = len(set(zip(ids[::2], ids[1::2], strict=True)))  # (socket, core) of each logical processor
+    except (OSError, ValueError, IndexError):
+        cores = 0
+    return max(1, min(available, cores or available))
 
 
 def limit_blas(threads: int) -> None:

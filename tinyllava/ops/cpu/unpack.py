@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyllava.ops.compiled import kernel
-from tinyllava.ops.instructions import (
+from tinyllava.ops.cpu.compile import kernel
+from tinyllava.ops.cpu.simd.intrinsics import (
     bits_by_half,
     bits_by_quarter,
     either,
@@ -34,7 +34,7 @@ from tinyllava.ops.instructions import (
     two_halves,
     word_at,
 )
-from tinyllava.ops.lanes import by_half, floats_of_bytes, floats_of_signed_bytes_at, two_halves_at
+from tinyllava.ops.cpu.simd.lanes import by_half, floats_of_bytes, floats_of_signed_bytes_at, two_halves_at
 
 FIRST_SUPER = 7  # the first Format.number with super-blocks
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.instructions import half_by_integers
-from tinyllava.ops.simd import (
+from tinyllava.ops.cpu.simd.intrinsics import half_by_integers
+from tinyllava.ops.cpu.simd.llvm import (
     F32,
     FLOATS,
     HARDWARE_HALF,
