@@ -179,7 +179,7 @@ class Stream:
         def read(ids: list[int]) -> Array:  # one token (1,) -> the logits after it (1, n_vocab)
             return unembed(forward(embed(ids, llama, ops), llama, cache, ops, at), llama, ops, at)
 
-        step = ops.repeat(read) if self.tap is NULL else read  # a tap must see each step for itself
+        step = ops.capture(read) if self.tap is NULL else read  # a tap must see each step for itself
         answer, logits = Answer(self), unembed(hidden[-1:], llama, ops, at)
         while True:
             yield from answer.take(self.sampler.sample(ops.numpy(logits)[0]))

@@ -166,7 +166,7 @@ class LLaVA:
         self.n_batch = n_batch or ops.batch
         self.n_ctx = n_ctx or (text.llama.config.n_ctx_train if text else 0)
         self.load_s = 0.0
-        self._look_again = vision.ops.repeat(self._look) if vision else self._look
+        self._look_again = vision.ops.capture(self._look) if vision else self._look
 
     # ---- what the parts can do alone
 

@@ -50,7 +50,7 @@ class Language:
         self.config = read_config(file)
         self.llama = load_llama(file, self.config, self.ops)
         self.cache = KVCache(self.config, n_ctx, self.ops)
-        self.step = self.ops.repeat(self.read)
+        self.step = self.ops.capture(self.read)
 
     def read(self, ids: Any) -> Any:
         """One token -> the logits after it (1, n_vocab)."""
@@ -109,7 +109,7 @@ class Eye:
         self.config = VisionConfig.from_gguf(file, LLAVA)
         self.weights = load_vision(file, self.config, self.ops)
         self.projector = load_projector(file, self.config, self.ops)
-        self.look = self.ops.repeat(self.read)
+        self.look = self.ops.capture(self.read)
 
     def read(self, pixels: Any) -> Any:
         x = encode_tile(pixels, self.weights, self.config, self.ops)

@@ -131,7 +131,7 @@ def test_a_recorded_step_is_the_step(ftype: str, ops: Ops) -> None:
         def read(ids: list[int]) -> Any:
             return unembed(forward(embed(ids, llama, fresh), llama, cache, fresh), llama, fresh)
 
-        step = fresh.repeat(read) if repeated else read
+        step = fresh.capture(read) if repeated else read
         rows = [fresh.numpy(unembed(hidden[-1:], llama, fresh))]
         rows += [fresh.numpy(step([i])).copy() for i in ids[50:]]
         assert cache.length == len(ids)
@@ -157,7 +157,7 @@ def test_a_full_cache_refuses_a_step_and_then_goes_on(room: int, ops: Ops) -> No
     def read(ids: list[int]) -> Any:
         return unembed(forward(embed(ids, llama, ops), llama, cache, ops), llama, ops)
 
-    step = ops.repeat(read)
+    step = ops.capture(read)
     for token in range(room):
         step([token])
     with pytest.raises(ContextError, match=f"{5 + room} tokens; wanted at most {4 + room}"):

@@ -34,8 +34,8 @@ class FarArray(np.ndarray):
 
 def _near(x: Any) -> Any:
     """A function's argument, one array or a list of them, without the mark; it must have it."""
-    if isinstance(x, list | tuple) and any(isinstance(item, np.ndarray) for item in x):
-        return [_near(item) for item in x]
+    if isinstance(x, list | tuple) and any(isinstance(chunk, np.ndarray) for chunk in x):
+        return [_near(chunk) for chunk in x]
     assert type(x) is not np.ndarray, "two memories in one function"
     return x.view(np.ndarray) if isinstance(x, FarArray) else x
 

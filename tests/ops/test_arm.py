@@ -48,9 +48,9 @@ def keep(self):
 codegen.CPUCodeLibrary._optimize_final_module = keep
 found = {}
 for name in sys.argv[1:]:
-    module, _, job = name.rpartition(".")
-    getattr(import_module("tinyllava.ops." + module), job).compiled
-    found[job] = last[0]
+    module, _, task = name.rpartition(".")
+    getattr(import_module("tinyllava.ops." + module), task).compiled
+    found[task] = last[0]
 print(json.dumps(found))
 """
 

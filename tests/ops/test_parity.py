@@ -243,14 +243,14 @@ def test_places(ops: Ops) -> None:
     position = ops.position(6)
     for start, rows in ((0, keys[:3]), (3, keys[3:])):
         assert position.value == start
-        window = ops.window(ops.array(table), position, len(rows))
+        window = ops.slice_at(ops.array(table), position, len(rows))
         np.testing.assert_array_equal(ops.numpy(window), ops.numpy(ops.array(table[start : start + len(rows)])))
-        k, v = ops.extend(held, (ops.array(rows), ops.array(-rows)), position)
-        ops.move(position, len(rows))
+        k, v = ops.append_kv(held, (ops.array(rows), ops.array(-rows)), position)
+        ops.advance(position, len(rows))
     np.testing.assert_array_equal(ops.numpy(k), ops.numpy(ops.array(keys)))
     np.testing.assert_array_equal(ops.numpy(v), -ops.numpy(k))
-    ops.move(position, -4)
-    k, _ = ops.extend(held, (ops.array(keys[:1]), ops.array(keys[:1])), position)
+    ops.advance(position, -4)
+    k, _ = ops.append_kv(held, (ops.array(keys[:1]), ops.array(keys[:1])), position)
     np.testing.assert_array_equal(ops.numpy(k), ops.numpy(ops.array(keys[[0, 0]])))
 
 
@@ -262,11 +262,12 @@ def test_a_step_repeated_is_the_step(ops: Ops) -> None:
 
     def step(ids: list[int]) -> Any:
         x = ops.embed(table, ids).reshape(1, 16, 2)
-        turned = ops.rope(x, ops.window(cos, position, 1), ops.window(sin, position, 1), "norm")  # times position
-        ops.move(position, 1)
+        angles = (ops.slice_at(table, position, 1) for table in (cos, sin))
+        turned = ops.rope(x, *angles, "norm")  # times position
+        ops.advance(position, 1)
         return turned
 
-    again, rows = ops.repeat(step), ops.numpy(ops.embed(table, list(range(8)))).reshape(8, 16, 2)
+    again, rows = ops.capture(step), ops.numpy(ops.embed(table, list(range(8)))).reshape(8, 16, 2)
     for i, token in enumerate((3, 1, 4, 1, 5, 2, 6)):
         np.testing.assert_array_equal(ops.numpy(again([token]))[0], rows[token] * i)
         assert position.value == i + 1

@@ -76,7 +76,7 @@ def test_a_shared_step_is_repeated_as_it_is() -> None:
     def step(ids: list[int]) -> Any:
         return ids
 
-    assert split(select("numba"), FarNumba(1), n_layer=3, n_device=2).repeat(step) is step
+    assert split(select("numba"), FarNumba(1), n_layer=3, n_device=2).capture(step) is step
 
 
 def test_each_block_is_where_llama_cpp_would_put_it() -> None:

@@ -51,12 +51,12 @@ class KVCache:
         :meth:`advance`, once every layer has written.
         """
         here = self.layers[layer]
-        return here.extend((self.k[layer], self.v[layer]), (k, v), self.positions[here])
+        return here.append_kv((self.k[layer], self.v[layer]), (k, v), self.positions[here])
 
     def advance(self, n: int) -> None:
         """Count ``n`` more positions as filled."""
         for here, position in self.positions.items():
-            here.move(position, n)
+            here.advance(position, n)
 
     def truncate(self, length: int) -> None:
         """Forget everything from position ``length`` on."""

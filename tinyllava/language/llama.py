@@ -138,7 +138,7 @@ def next_angles(n: int, llama: Llama, cache: KVCache, ops: Ops) -> tuple[Array, 
         cache.angles = rope_angles(0, cache.n_ctx, llama, ops)
     cos, sin = cache.angles  # (n_ctx, n_pair) each
     start = cache.positions[ops]
-    return ops.window(cos, start, n), ops.window(sin, start, n)
+    return ops.slice_at(cos, start, n), ops.slice_at(sin, start, n)
 
 
 def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Array, Array]:

@@ -95,15 +95,15 @@ class NumpyOps:
         """A sequence of at most ``limit`` places, none of them filled."""
         return Place(limit)
 
-    def move(self, position: Position, n: int) -> None:
+    def advance(self, position: Position, n: int) -> None:
         """Count n more places as filled, or -n fewer."""
         position.value += n
 
-    def window(self, table: Array, start: Position, n: int) -> Array:
+    def slice_at(self, table: Array, start: Position, n: int) -> Array:
         """The rows of a table (limit, ...) that belong to the next n places -> (n, ...)."""
         return table[start.value : start.value + n]
 
-    def extend(
+    def append_kv(
         self, held: tuple[Array, Array], rows: tuple[Array, Array], start: Position
     ) -> tuple[Array, Array]:
         """Write the rows (n, g, k) of the next n places into what is held (g, limit, k), for keys and for values.
@@ -116,7 +116,7 @@ class NumpyOps:
         k, v = (memory[:, :stop].transpose(1, 0, 2) for memory in held)
         return k, v
 
-    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    def capture(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
         """``step``, or what does the same faster when called often, each time with as many ids or numbers.
 
         Whatever else ``step`` uses must stay in place; of what changes, only positions may. It does all its work

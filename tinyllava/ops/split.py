@@ -47,7 +47,7 @@ class Split:
         """An array of either backend in NumPy, so that a tap need not know who made it."""
         return values if type(values) is np.ndarray else self.device.numpy(values)
 
-    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+    def capture(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
         """``step``: neither backend knows what the other does in it."""
         return step
 

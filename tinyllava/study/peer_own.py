@@ -31,7 +31,7 @@ class Own:
         self.llava.profile = replace(self.llava.profile, small_pictures="overview_only")
         self.llama, self.ops = self.llava.language.llama, self.llava.ops
         self.cache = KVCache(self.llama.config, work.n_ctx, self.ops)
-        self.step = self.ops.repeat(self._read)
+        self.step = self.ops.capture(self._read)
         self.pictures = [noise(size) for size in work.pictures]
 
     def _read(self, ids: list[int]) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
 from tinyllava.ops.cpu.simd.intrinsics import (
     everywhere,
@@ -91,8 +91,8 @@ def keys_of(a: Any) -> int:
     return a[8] + (numbers_at(a[18])[0] if a[18] != 0 else 0)
 
 
-@job
-def attend_block(args: int, item: int, who: int) -> None:
+@task
+def attend_block(args: int, chunk: int, thread_id: int) -> None:
     """One head of one block of queries.
 
     q, k, v, y, n, h, g, d, m, causal, is_half, bytes from key to key, from head to head, the same for values,
@@ -101,10 +101,10 @@ def attend_block(args: int, item: int, who: int) -> None:
     a = numbers_at(args)
     n, n_head, d, m, causal, is_half = a[4], a[5], a[7], keys_of(a), a[9], a[10] != 0
     n_blocks, one = (n + a[17] - 1) // a[17], np.float32(1.0)
-    head, first = item // n_blocks, item % n_blocks * a[17]
+    head, first = chunk // n_blocks, chunk % n_blocks * a[17]
     kv = head // (n_head // a[6])
     count, width = min(a[17], n - first), width_of(d)
-    q, o, k, v, rows, scores, top, sums = rooms(a[15] + who * a[16], width)
+    q, o, k, v, rows, scores, top, sums = rooms(a[15] + thread_id * a[16], width)
     for t in range(QUERIES):
         here = d if t < count else 0
         copy_row(a[0] + ((first + t) * n_head + head) * d * 4, False, here, q[t], np.float32(1.0 / math.sqrt(d)))

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from tinyllava.ops.cpu.attention import copy_row, keys_of
-from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import loop
 from tinyllava.ops.cpu.simd.intrinsics import load_half_vector, put_floats
 from tinyllava.ops.cpu.simd.llvm import F32, FLOATS, I64, constant, emit_fused, instruction, load, splat, store
@@ -104,14 +104,14 @@ def take_rows(at: int, step: int, is_half: bool, d: int, count: int, rows: Any) 
         copy_row(at + j * step, is_half, d if j < count else 0, rows[j], np.float32(1.0))
 
 
-@job
-def attend_token(args: int, item: int, who: int) -> None:
+@task
+def attend_token(args: int, chunk: int, thread_id: int) -> None:
     """Some heads of one query, which share their keys. Arguments as attend_block's, but a[17]: how many heads."""
     a = numbers_at(args)
     n, n_head, d, heads, is_half = a[4], a[5], a[7], a[17], a[10] != 0
-    t, first = item // (n_head // heads), item % (n_head // heads) * heads
+    t, first = chunk // (n_head // heads), chunk % (n_head // heads) * heads
     m, kv = keys_of(a) - (n - t - 1 if a[9] else 0), first // (n_head // a[6])
-    at, width = a[15] + who * a[16], whole_vectors(d)
+    at, width = a[15] + thread_id * a[16], whole_vectors(d)
     q, o = floats_at(at, heads, width), floats_at(at + 4 * heads * width, heads, width)
     rows = floats_at(at + 8 * heads * width, TOGETHER, width)
     scores = floats_at(at + 4 * (2 * heads + TOGETHER) * width, heads, whole_vectors(m))

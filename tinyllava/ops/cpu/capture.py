@@ -1,10 +1,10 @@
-"""A step that is taken again and again: its jobs, recorded once and replayed in compiled code.
+"""A step that is taken again and again: its tasks, recorded once and replayed in compiled code.
 
-A token of a small model takes some 400 jobs, many no longer than the Python that cuts them into items and hands
-them over. So operations give their jobs to a Recorder, and get their memory from it. While a step is recorded, it
-writes the jobs down with the addresses that they were given, of memory that nobody else gets afterwards. What
-changes from one replay to the next must stand in memory, too: the token, and how many places are filled.
-"""
+A token of a small model takes some 400 tasks, many no longer than the Python that cuts them into chunks and
+hands them over. So operations give their tasks to a TaskRunner, and get their memory from it. While a step is
+recorded, it writes the tasks down with the addresses that they were given, of memory that nobody else gets
+afterwards. What changes from one replay to the next must stand in memory, too: the token, and how many places
+are filled. """
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.ops import Array
-from tinyllava.ops.cpu.compile import Job
-from tinyllava.ops.cpu.thread_pool import Part, Script, Team
+from tinyllava.ops.cpu.compile import Task
+from tinyllava.ops.cpu.thread_pool import Part, TaskList, ThreadPool
 from tinyllava.ops.cpu.weights import address, floats
 from tinyllava.ops.cpu.workspace import Buffers
 
@@ -28,7 +28,7 @@ Step = Callable[[Any], Array]
 
 
 class MemoryPosition:
-    """A position whose count stands at an address, so that jobs can read it."""
+    """A position whose count stands at an address, so that tasks can read it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -51,23 +51,23 @@ class Window(np.ndarray[Any, np.dtype[Any]]):
     position: MemoryPosition | None = None
 
 
-class Recording:
-    """A step's jobs, and what else it does, in order; with all the memory whose addresses were written down."""
+class Capture:
+    """A step's tasks, and what else it does, in order; with all the memory whose addresses were written down."""
 
-    def __init__(self, team: Team, token: int) -> None:
+    def __init__(self, pool: ThreadPool, token: int) -> None:
         self.given = np.array([token], np.int64)  # what the step is given
         self.thread = threading.get_ident()
         self.complete = True  # unless the step did what cannot be recorded
         self.buffers = Buffers(keep_bytes=math.inf, small_bytes=0)
-        self._team = team
-        self._jobs: list[list[Part]] = []  # since the last act
+        self._pool = pool
+        self._tasks: list[list[Part]] = []  # since the last act
         self._acts: list[Callable[[], None]] = []
         self._held: list[Any] = []
         self._places: dict[MemoryPosition, tuple[int, int, int]] = {}  # see use
 
     def run(self, parts: list[Part]) -> None:
-        """These jobs have been run together."""
-        self._jobs.append(parts)
+        """These tasks have been run together."""
+        self._tasks.append(parts)
 
     def call(self, function: Callable[[], None]) -> None:
         """Call a Python function now, and at this place of each replay."""
@@ -76,7 +76,7 @@ class Recording:
         self._acts.append(function)
 
     def hold(self, x: Any) -> None:
-        """Keep what has an address that a job knows; arrays of ``buffers`` are kept, and used again, there."""
+        """Keep what has an address that a task knows; arrays of ``buffers`` are kept, and used again, there."""
         if not (isinstance(x, np.ndarray) and self.buffers.owns(x)):
             self._held.append(x)
 
@@ -89,7 +89,7 @@ class Recording:
         self._places[position] = first, max(reach, position.value + n - first), min(least, limit)
 
     def end(self, result: Array) -> None:
-        """The step is over. Only what its jobs have written will be written again."""
+        """The step is over. Only what its tasks have written will be written again."""
         self._end_script()
         self.complete = self.complete and self.buffers.owns(result)
         self._result = result
@@ -106,67 +106,67 @@ class Recording:
         return self._result
 
     def _end_script(self) -> None:
-        if self._jobs:
-            self._acts.append(partial(self._team.replay, Script(self._jobs)))
-            self._jobs = []
+        if self._tasks:
+            self._acts.append(partial(self._pool.replay, TaskList(self._tasks)))
+            self._tasks = []
 
 
-class Recorder:
+class TaskRunner:
     """Hands out a team's work and the memory for it, and writes both down while a step is recorded.
 
-    Scratch is shared: one thread works at a time. What another does is kept out of the recording, no more.
+    Scratch is shared: one thread works at a time. What another does is kept out of the capturing, no more.
     """
 
-    def __init__(self, team: Team) -> None:
-        self.team = team
+    def __init__(self, pool: ThreadPool) -> None:
+        self.pool = pool
         self._buffers = Buffers()
         self._scratch: dict[str, npt.NDArray[np.uint8]] = {}
-        self._recording: Recording | None = None
+        self._capture: Capture | None = None
         self._lock = threading.Lock()  # held while a step is recorded
 
     @property
-    def recording(self) -> Recording | None:
+    def capturing(self) -> Capture | None:
         """What this thread records, if it does."""
-        recording = self._recording
-        return recording if recording is not None and recording.thread == threading.get_ident() else None
+        capturing = self._capture
+        return capturing if capturing is not None and capturing.thread == threading.get_ident() else None
 
     @contextmanager
-    def record(self, token: int) -> Iterator[Recording | None]:
+    def record(self, token: int) -> Iterator[Capture | None]:
         """Record what this thread does meanwhile. None if another one records."""
         if not self._lock.acquire(blocking=False):
             yield None
             return
         try:
-            self._recording = Recording(self.team, token)
-            yield self._recording
+            self._capture = Capture(self.pool, token)
+            yield self._capture
         finally:
-            self._recording = None
+            self._capture = None
             self._lock.release()
 
-    def give_up(self) -> None:
+    def abandon_capture(self) -> None:
         """What is about to be done cannot be recorded."""
-        if self.recording is not None:
-            self.recording.complete = False
+        if self.capturing is not None:
+            self.capturing.complete = False
 
     # ---- work
 
-    def run(self, job: Job, n_items: int, *arguments: int) -> None:
-        """Team.run."""
-        self.run_several([(job, n_items, arguments)])
+    def run(self, task: Task, n_chunks: int, *arguments: int) -> None:
+        """ThreadPool.run."""
+        self.run_several([(task, n_chunks, arguments)])
 
     def run_several(self, parts: list[Part]) -> None:
-        """Team.run_several; no parts are no work."""
+        """ThreadPool.run_several; no parts are no work."""
         if parts:
-            self.team.run_several(parts)
-            if self.recording is not None:
-                self.recording.run(parts)
+            self.pool.run_several(parts)
+            if self.capturing is not None:
+                self.capturing.run(parts)
 
     # ---- memory
 
     def empty(self, *shape: int) -> Array:
         """A new float32 array."""
-        recording = self.recording
-        return (self._buffers if recording is None else recording.buffers).empty(*shape)
+        capturing = self.capturing
+        return (self._buffers if capturing is None else capturing.buffers).empty(*shape)
 
     def room(self, name: str, size: int) -> int:
         """The address of at least ``size`` bytes, on a cache line's start. Used again under the same name."""
@@ -176,76 +176,76 @@ class Recorder:
         return -(-self.address(held) // 64) * 64
 
     def hold(self, x: Any) -> None:
-        """x has an address that a job gets."""
-        if self.recording is not None:
-            self.recording.hold(x)
+        """x has an address that a task gets."""
+        if self.capturing is not None:
+            self.capturing.hold(x)
 
     def address(self, x: Array) -> int:
-        """Where an array begins, for a job."""
+        """Where an array begins, for a task."""
         self.hold(x)
         return address(x)
 
     def floats(self, x: Array) -> Array:
         """x as float32, one number after the other. A copy would not be made again in a replay."""
         y = floats(x)
-        if self.recording is not None and (isinstance(x, Window) or address(y) != address(x)):
-            self.give_up()
+        if self.capturing is not None and (isinstance(x, Window) or address(y) != address(x)):
+            self.abandon_capture()
         return y
 
     def window(self, x: Array, position: MemoryPosition) -> Array:
         """x, which is all that is held up to a position."""
-        if self.recording is None:
+        if self.capturing is None:
             return x
         window = x.view(Window)
         window.position = position
         return window
 
     def length(self, k: Array, v: Array) -> tuple[int, int, int]:
-        """How many keys and values there are, as jobs are told: a number, and the address of another that is added
-        to it, or 0. Third, how many there may ever be."""
+        """How many keys and values there are, as tasks are told: a number, and the address of another that is
+        added to it, or 0. Third, how many there may ever be."""
         positions = [x.position for x in (k, v) if isinstance(x, Window)]
         if not positions:
             return len(k), 0, len(k)
         position = positions[0]
         if position is None or positions != [position, position]:
-            self.give_up()
+            self.abandon_capture()
             return len(k), 0, len(k)
         return len(k) - position.value, position.address, position.limit
 
 
-class Replay:
+class CapturedStep:
     """``step``: the first call takes it, the second records it, all later ones replay that.
 
     Other calls than those with one token's id, and calls that find a cache full, take the step as it is.
     """
 
-    def __init__(self, step: Step, recorder: Recorder) -> None:
+    def __init__(self, step: Step, runner: TaskRunner) -> None:
         self.step = step
-        self.recorder = recorder
+        self.runner = runner
         self._called = False
-        self._recording: Recording | None = None
-        self._gave_up = False
+        self._capture: Capture | None = None
+        self._abandoned = False
 
     def __call__(self, given: Any) -> Array:
         token = one_token(given)
-        if token is None or self._gave_up or self.recorder.recording is not None:  # the last: part of another step
+        if token is None or self._abandoned or self.runner.capturing is not None:  # the last: part of another step
             return self.step(given)
-        if self._recording is not None:
-            return self._recording.replay(token) if self._recording.has_room() else self.step(given)
+        if self._capture is not None:
+            return self._capture.replay(token) if self._capture.has_room() else self.step(given)
         if self._called:
-            return self._record(given, token)
+            return self._capture_step(given, token)
         self._called = True
         return self.step(given)
 
-    def _record(self, given: Any, token: int) -> Array:
-        with self.recorder.record(token) as recording:
-            if recording is None:
+    def _capture_step(self, given: Any, token: int) -> Array:
+        with self.runner.record(token) as capturing:
+            if capturing is None:
                 return self.step(given)
-            result = self.step(recording.given)
-            recording.end(result)
-        if recording.complete:
-            self._recording = recording
-        self._gave_up = not recording.complete
+            result = self.step(capturing.given)
+            capturing.end(result)
+        if capturing.complete:
+            self._capture = capturing
+        self._abandoned = not capturing.complete
         return result
 
 

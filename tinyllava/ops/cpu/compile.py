@@ -21,7 +21,7 @@ from tinyllava.ops import compiling
 
 # Sums may be reordered, or they could not use vector registers; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-JOB = types.void(types.int64, types.int64, types.int64)
+TASK = types.void(types.int64, types.int64, types.int64)
 
 
 def _stamp() -> tuple[tuple[str, float, int], ...]:
@@ -49,8 +49,8 @@ def kernel(function: Callable[..., Any], fastmath: set[str] = FAST) -> Any:
     return cached(njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function))
 
 
-class Job:
-    """A function job(arguments, item, who), compiled or read from the cache when its address is first needed."""
+class Task:
+    """A function task(arguments, chunk, thread_id), compiled or read from the cache when first needed."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.python = function
@@ -60,7 +60,7 @@ class Job:
     def compiled(self) -> Any:
         """The C function."""
         options = {"nopython": True, "error_model": "numpy", "fastmath": FAST, "boundscheck": False}
-        function = cached(CFunc(self.python, (JOB.args, JOB.return_type), {}, options))
+        function = cached(CFunc(self.python, (TASK.args, TASK.return_type), {}, options))
         function.compile()
         return function
 
@@ -70,9 +70,9 @@ class Job:
         return int(self.compiled.address)
 
 
-def job(function: Callable[..., None]) -> Job:
+def task(function: Callable[..., None]) -> Task:
     """Decorator."""
-    return Job(function)
+    return Task(function)
 
 
 class _Report(event.Listener):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import (
     BLOCK,
     FLOAT_TOKENS,
@@ -237,8 +237,8 @@ def move_rows(source: int, source_step: int, to: int, step: int) -> None:
             put_floats(to + t * step + i, load_floats(source + t * source_step + i))
 
 
-@job
-def multiply_blocks(args: int, item: int, who: int) -> None:
+@task
+def multiply_blocks(args: int, chunk: int, thread_id: int) -> None:
     """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out to whole SIDES).
 
     The format's number and layout; the matrix, bytes of a row, its rows and columns, tiles of a panel; records,
@@ -246,7 +246,7 @@ def multiply_blocks(args: int, item: int, who: int) -> None:
     """
     a = numbers_at(args)
     number, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-    scratch, columns, first = a[11] + who * a[12], COLUMNS[layout], item * panel
+    scratch, columns, first = a[11] + thread_id * a[12], COLUMNS[layout], chunk * panel
     tile_size = (min(WIDTH, d) + columns - 1) // columns * W_SIZE[layout]
     count, room = min(panel, (d_out + ROWS - 1) // ROWS - first), scratch + panel * tile_size
     for start in range(0, d, WIDTH):
@@ -290,20 +290,21 @@ def multiply_panel(a: Any, start: int, row: int, tile: int, side: int, sums: int
             move_rows(sums + (g - first) * TOKENS * SUMS_STEP, SUMS_STEP, y + g * TOKENS * y_step, y_step)
 
 
-@job
-def multiply_floats(args: int, item: int, who: int) -> None:
+@task
+def multiply_floats(args: int, chunk: int, thread_id: int) -> None:
     """SIDES * 16 rows of a float32 matrix times all tokens -> as many columns of y, both padded as above."""
     a = numbers_at(args)
-    raw, d_out, d, x, n_groups, y, y_step, scratch = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7] + who * a[8]
+    raw, d_out, d, x, n_groups, y, y_step = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+    scratch = a[7] + thread_id * a[8]
     columns = SIDES * ROWS
-    count = min(columns, d_out - item * columns)
-    w = floats_at(raw + item * columns * d * 4, count, d)
+    count = min(columns, d_out - chunk * columns)
+    w = floats_at(raw + chunk * columns * d * 4, count, d)
     tile = floats_at(scratch, d, columns)
     for r in range(count):
         for k in range(d):
             tile[k, r] = w[r, k]
     for g in range(n_groups):
-        at = y + g * FLOAT_TOKENS * y_step + item * columns * 4
+        at = y + g * FLOAT_TOKENS * y_step + chunk * columns * 4
         for t in range(FLOAT_TOKENS):
             for r in range(columns):
                 put_float(at + t * y_step + 4 * r, np.float32(0.0))

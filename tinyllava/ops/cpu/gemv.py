@@ -1,7 +1,7 @@
 """linear for one token, which decoding is: every weight is used once, so memory sets the pace.
 
-Each job multiplies some rows of a matrix, read from front to back straight out of the mapped file, with one
-quantized token; the blocks come apart in registers. The job ``quantize_token`` prepares the token:
+Each task multiplies some rows of a matrix, read from front to back straight out of the mapped file, with one
+quantized token; the blocks come apart in registers. The task ``quantize_token`` prepares the token:
 
     bytes     s8 for each column, in order
     eights    for each 256: | 8 scales | 8 sums |                          Q4_1 Q5_0 Q5_1 Q8_0 Q5_K
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.gemv_rows import (
     row_of_levels,
     row_q2_k,
@@ -48,16 +48,16 @@ from tinyllava.ops.cpu.thread_pool import numbers_at
 from tinyllava.ops.cpu.unpack import levels_row
 
 EIGHTS, HALVES, PLANES, SIXTEENS, FLOATS = 0, 1, 2, 3, 4
-PART = 256  # columns of a token that are one item: no form's order goes beyond them
+PART = 256  # columns of a token that are one chunk: no form's order goes beyond them
 
 
-@job
-def quantize_token(args: int, item: int, _who: int) -> None:
+@task
+def quantize_token(args: int, chunk: int, _thread_id: int) -> None:
     """PART columns of a token. Arguments: x, d, form, constant c of the weights' format, bytes, scales."""
     a = numbers_at(args)
-    first, d = PART * item, min(PART, a[1] - PART * item)
+    first, d = PART * chunk, min(PART, a[1] - PART * chunk)
     size = 128 if a[2] == SIXTEENS else 64  # of the scales and sums of 256 columns
-    quantize_part(a[0] + 4 * first, d, a[2], a[3], a[4] + first, a[5] + size * item)
+    quantize_part(a[0] + 4 * first, d, a[2], a[3], a[4] + first, a[5] + size * chunk)
 
 
 @kernel
@@ -87,138 +87,138 @@ def quantize_part(x: int, d: int, form: int, offset: int, to: int, scales: int) 
             part_halves(to + 256 * b + 128)
 
 
-@job
-def dot_levels(args: int, item: int, who: int) -> None:
+@task
+def dot_levels(args: int, chunk: int, thread_id: int) -> None:
     """Rows of an odd number of blocks of 32. More arguments: format, has minima, scratch, its size."""
     a = numbers_at(args)
-    n_records, table = a[3] // 32, a[10] + who * a[11]
+    n_records, table = a[3] // 32, a[10] + thread_id * a[11]
     n_pairs = (n_records + 1) // 2
     q = table + 512 * n_pairs
     for i in range(512 * n_pairs - 256, 576 * n_pairs, 64):  # an odd row's last half pair stays zero
         clear_bytes(table + i)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         levels_row(a[8], a[0] + r * a[1], n_records, q, table, 256)
         put_float(a[6] + 4 * r, row_of_levels(q, table, a[4], a[5], n_pairs, a[9] != 0))
 
 
-@job
-def dot_f16(args: int, item: int, _who: int) -> None:
+@task
+def dot_f16(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of half-precision numbers."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         row, sums = a[0] + r * a[1], np.float32(0.0)
         for i in range(a[3]):
             sums += half_at(row + 2 * i) * float_at(a[4] + 4 * i)
         put_float(a[6] + 4 * r, sums)
 
 
-@job
-def dot_bf16(args: int, item: int, _who: int) -> None:
+@task
+def dot_bf16(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of bfloat16."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         row, sums = a[0] + r * a[1], np.float32(0.0)
         for i in range(a[3]):
             sums += bfloat_at(row + 2 * i) * float_at(a[4] + 4 * i)
         put_float(a[6] + 4 * r, sums)
 
 
-@job
-def dot_f32(args: int, item: int, _who: int) -> None:
+@task
+def dot_f32(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of float32."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         row, sums = a[0] + r * a[1], np.float32(0.0)
         for i in range(a[3]):
             sums += float_at(row + 4 * i) * float_at(a[4] + 4 * i)
         put_float(a[6] + 4 * r, sums)
 
 
-# ---- one job for each format: rows item * a[7] ... of arguments
-#      raw, row_bytes, d_out, d, bytes of x, scales of x, y, rows for each item
+# ---- one task for each format: rows chunk * a[7] ... of arguments
+#      raw, row_bytes, d_out, d, bytes of x, scales of x, y, rows for each chunk
 
 
-@job
-def dot_q4_0(args: int, item: int, _who: int) -> None:
+@task
+def dot_q4_0(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q4_0."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q4_0(a[0] + r * a[1], a[4], a[5], a[3] // 64))
 
 
-@job
-def dot_q4_1(args: int, item: int, _who: int) -> None:
+@task
+def dot_q4_1(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q4_1."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q4_1(a[0] + r * a[1], a[4], a[5], a[3] // 64))
 
 
-@job
-def dot_q5_0(args: int, item: int, _who: int) -> None:
+@task
+def dot_q5_0(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q5_0."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q5_0(a[0] + r * a[1], a[4], a[5], a[3] // 64))
 
 
-@job
-def dot_q5_1(args: int, item: int, _who: int) -> None:
+@task
+def dot_q5_1(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q5_1."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q5_1(a[0] + r * a[1], a[4], a[5], a[3] // 64))
 
 
-@job
-def dot_q8_0(args: int, item: int, _who: int) -> None:
+@task
+def dot_q8_0(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q8_0."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q8_0(a[0] + r * a[1], a[4], a[5], a[3] // 64))
 
 
-@job
-def dot_q4_k(args: int, item: int, _who: int) -> None:
+@task
+def dot_q4_k(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q4_K."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q4_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
 
 
-@job
-def dot_q5_k(args: int, item: int, _who: int) -> None:
+@task
+def dot_q5_k(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q5_K."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q5_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
 
 
-@job
-def dot_q6_k(args: int, item: int, _who: int) -> None:
+@task
+def dot_q6_k(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q6_K."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q6_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
 
 
-@job
-def dot_q2_k(args: int, item: int, _who: int) -> None:
+@task
+def dot_q2_k(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q2_K."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q2_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
 
 
-@job
-def dot_q3_k(args: int, item: int, _who: int) -> None:
+@task
+def dot_q3_k(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of Q3_K."""
     a = numbers_at(args)
-    for r in range(item * a[7], min(a[2], (item + 1) * a[7])):
+    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
         put_float(a[6] + 4 * r, row_q3_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
 
 
-JOBS = {
+TASKS = {
     "Q4_0": (dot_q4_0, HALVES),
     "Q4_1": (dot_q4_1, EIGHTS),
     "Q5_0": (dot_q5_0, EIGHTS),

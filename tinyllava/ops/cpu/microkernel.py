@@ -133,7 +133,7 @@ def loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
     return list(found)
 
 
-def _record(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
+def _capture_step(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
     """One record of weights at each of the addresses ws against one of activations at x."""
     sums = [_start(builder, layout, x, t) for t in range(TOKENS) for _ in ws]
     for j in range(layout.steps):
@@ -196,7 +196,7 @@ def _tile(layout: Layout) -> Any:
         def body(i: Any, accumulators: list[Any]) -> list[Any]:
             w_at = builder.mul(i, ir.Constant(I64, layout.w_size))
             x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
-            return _record(builder, layout, [builder.add(w, w_at) for w in sides], x_at, accumulators)
+            return _capture_step(builder, layout, [builder.add(w, w_at) for w in sides], x_at, accumulators)
 
         sums = loop(builder, n_records, [load(builder, place, FLOATS) for place in places], body)
         for place, value in zip(places, sums, strict=True):

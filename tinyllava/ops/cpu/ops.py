@@ -1,8 +1,8 @@
 """The same operations, faster on the CPU: matrices are multiplied straight from their memory-mapped blocks.
 
-Arrays are NumPy's; what is not overridden here is the reference's own code. Each operation hands a job (team.py)
-the addresses of its arrays and a way to cut the work into items. It does so through a recorder (numba_replay.py),
-and says give_up() where it does anything else.
+Arrays are NumPy's; what is not overridden here is the reference's own code. Each operation hands a task
+(thread_pool.py) the addresses of its arrays and a way to cut the work into chunks. It does so through a runner
+(numba_replay.py), and says abandon_capture() where it does anything else.
 
 Where the numbers differ from the reference: against quantized weights, activations are rounded to 8 bits, 32 of
 them with one step (128 of a prompt's against formats with super-blocks); a prompt's against 16-bit floats to 14
@@ -25,11 +25,11 @@ from tinyllava.ops.cpu import gemm as products
 from tinyllava.ops.cpu import gemv as dots
 from tinyllava.ops.cpu import rowwise as rowwise
 from tinyllava.ops.cpu.attention_token import attend_token, token_scratch
-from tinyllava.ops.cpu.capture import MemoryPosition, Recorder, Replay
+from tinyllava.ops.cpu.capture import CapturedStep, MemoryPosition, TaskRunner
 from tinyllava.ops.cpu.microkernel import BLOCK, FLOAT_TOKENS, LAYOUTS, ROWS, SIDES, TOKENS
 from tinyllava.ops.cpu.quantize_activations import QUANTIZE_ROOM, quantize_others, quantize_tokens
 from tinyllava.ops.cpu.simd.llvm import HARDWARE_HALF
-from tinyllava.ops.cpu.thread_pool import Part, Team
+from tinyllava.ops.cpu.thread_pool import Part, ThreadPool
 from tinyllava.ops.cpu.unpack import FORMATS
 from tinyllava.ops.cpu.weights import BlockMatrix, FloatMatrix
 from tinyllava.ops.reference import NumpyOps
@@ -42,8 +42,8 @@ HUGE = 20.0  # times the root mean square of its row: a number that is multiplie
 FEW = 2  # rows that may have one, or a sixteenth of all
 DOT_TOKENS = 2  # up to this many tokens are multiplied one by one
 TILE_BYTES = 400_000  # of a panel's tiles: they stay in the second-level cache (1 MiB a core, and less elsewhere)
-ITEM_BYTES = 1 << 16  # of weights that a thread reads at a time when decoding
-ITEM_NUMBERS = 1 << 14  # of an array that a thread treats at a time
+CHUNK_BYTES = 1 << 16  # of weights that a thread reads at a time when decoding
+CHUNK_NUMBERS = 1 << 14  # of an array that a thread treats at a time
 FLOAT, BITS = struct.Struct("f"), struct.Struct("i")
 
 Pair = tuple[Array, Array]  # keys and values
@@ -57,18 +57,18 @@ class NumbaOps(NumpyOps):
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__("float32", threads)
-        self.team = Team(self.threads)
-        self.jobs = Recorder(self.team)
+        self.pool = ThreadPool(self.threads)
+        self.runner = TaskRunner(self.pool)
         self._half_cache = False
 
     # ---- between NumPy and the backend: nobody knows where numbers come from and what will be done with them
 
     def array(self, values: npt.ArrayLike) -> Array:
-        self.jobs.give_up()
+        self.runner.abandon_capture()
         return super().array(values)
 
     def numpy(self, values: Array) -> Array:
-        self.jobs.give_up()
+        self.runner.abandon_capture()
         return super().numpy(values)
 
     # ---- places in a sequence, and steps that are taken again and again
@@ -80,44 +80,44 @@ class NumbaOps(NumpyOps):
     def position(self, limit: int) -> Position:
         return MemoryPosition(limit)
 
-    def move(self, position: Position, n: int) -> None:
-        if (recording := self.jobs.recording) is None:
-            super().move(position, n)
+    def advance(self, position: Position, n: int) -> None:
+        if (capturing := self.runner.capturing) is None:
+            super().advance(position, n)
             return
         assert isinstance(position, MemoryPosition)
-        recording.use(position, n, position.limit)
-        recording.call(partial(super().move, position, n))
+        capturing.use(position, n, position.limit)
+        capturing.call(partial(super().advance, position, n))
 
-    def window(self, table: Array, start: Position, n: int) -> Array:
-        if (recording := self.jobs.recording) is None:
-            return super().window(table, start, n)
+    def slice_at(self, table: Array, start: Position, n: int) -> Array:
+        if (capturing := self.runner.capturing) is None:
+            return super().slice_at(table, start, n)
         assert isinstance(start, MemoryPosition) and start.value + n <= len(table)
-        recording.use(start, n, len(table))
-        table, y, at = self.jobs.floats(table), self.jobs.empty(n, *table.shape[1:]), self.jobs.address
-        self.jobs.run(rowwise.window, n, at(table), at(y), y.size // n, start.address)
+        capturing.use(start, n, len(table))
+        table, y, at = self.runner.floats(table), self.runner.empty(n, *table.shape[1:]), self.runner.address
+        self.runner.run(rowwise.slice_at, n, at(table), at(y), y.size // n, start.address)
         return y
 
-    def extend(self, held: Pair, rows: Pair, start: Position) -> Pair:
+    def append_kv(self, held: Pair, rows: Pair, start: Position) -> Pair:
         """NumPy takes 10 ns to make a number half as long; a vector instruction, less than one."""
         is_half, (n, n_head, d), limit = held[0].dtype == np.float16, rows[0].shape, held[0].shape[1]
         if is_half and not HARDWARE_HALF:
-            self.jobs.give_up()
-            return super().extend(held, rows, start)
+            self.runner.abandon_capture()
+            return super().append_kv(held, rows, start)
         assert isinstance(start, MemoryPosition) and start.value + n <= limit
-        if (recording := self.jobs.recording) is not None:
-            recording.use(start, n, limit)
-        k, v = (self.jobs.floats(x) for x in rows)
-        step, at = max(1, ITEM_NUMBERS // (n_head * d)), self.jobs.address
-        self.jobs.run(
+        if (capturing := self.runner.capturing) is not None:
+            capturing.use(start, n, limit)
+        k, v = (self.runner.floats(x) for x in rows)
+        step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
+        self.runner.run(
             rowwise.keep_halves if is_half else rowwise.keep_floats, 2 * -(-n // step),
             at(k), at(v), at(held[0]), at(held[1]), n, n_head, d, limit, start.address, step,
         )  # fmt: skip
         stop = start.value + n
-        k, v = (self.jobs.window(x[:, :stop].transpose(1, 0, 2), start) for x in held)
+        k, v = (self.runner.window(x[:, :stop].transpose(1, 0, 2), start) for x in held)
         return k, v
 
-    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
-        return Replay(step, self.jobs)
+    def capture(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+        return CapturedStep(step, self.runner)
 
     # ---- weights
 
@@ -133,75 +133,75 @@ class NumbaOps(NumpyOps):
 
     def embed(self, table: Matrix, ids: npt.ArrayLike) -> Array:
         if not isinstance(table, BlockMatrix | FloatMatrix):
-            self.jobs.give_up()
+            self.runner.abandon_capture()
             return super().embed(table, ids)
-        index, rows, recording = np.asarray(ids, dtype=np.int64), table.tensor.rows, self.jobs.recording
-        if recording is None:
+        index, rows, capturing = np.asarray(ids, dtype=np.int64), table.tensor.rows, self.runner.capturing
+        if capturing is None:
             return rows(index)
-        if index is not recording.given:  # they will not be others when the step is
-            self.jobs.give_up()
-        y = self.jobs.empty(len(index), table.shape[1])
-        recording.call(lambda: np.copyto(y, rows(index)))
+        if index is not capturing.given:  # they will not be others when the step is
+            self.runner.abandon_capture()
+        y = self.runner.empty(len(index), table.shape[1])
+        capturing.call(lambda: np.copyto(y, rows(index)))
         return y
 
     def linear(self, x: Array, weight: Matrix, bias: Array | None = None) -> Array:
         if isinstance(weight, BlockMatrix | FloatMatrix):
             return self._multiply(x, [(weight, bias)])[0]
-        self.jobs.give_up()
+        self.runner.abandon_capture()
         return super().linear(x, weight, bias)
 
     def linears(self, x: Array, *layers: tuple[Matrix, Array | None]) -> list[Array]:
-        """What has to be done to x is done once; one token meets all matrices in one job."""
+        """What has to be done to x is done once; one token meets all matrices in one task."""
         known = [(w, bias) for w, bias in layers if isinstance(w, BlockMatrix | FloatMatrix)]
         return self._multiply(x, known) if len(known) == len(layers) else super().linears(x, *layers)
 
     def _multiply(self, x: Array, layers: Layers) -> list[Array]:
         """x (..., d_in) @ W^T + b -> (..., d_out) for each W."""
-        rows = self.jobs.floats(x).reshape(-1, x.shape[-1])  # (n, d_in)
+        rows = self.runner.floats(x).reshape(-1, x.shape[-1])  # (n, d_in)
         if len(rows) <= DOT_TOKENS:
             answers = self._dots(rows, layers)
         else:
-            self.jobs.give_up()
+            self.runner.abandon_capture()
             answers = self._products(rows, layers)
         return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in answers]
 
     def _dots(self, x: Array, layers: Layers) -> list[Array]:
         """x (n, d_in) @ W^T + b -> (n, d_out) for each W, one token after the other."""
-        answers = [self.jobs.empty(len(x), w.shape[0]) for w, _ in layers]
-        added = [(y, self.jobs.floats(b)) for y, (_, b) in zip(answers, layers, strict=True) if b is not None]
+        answers = [self.runner.empty(len(x), w.shape[0]) for w, _ in layers]
+        added = [(y, self.runner.floats(b)) for y, (_, b) in zip(answers, layers, strict=True) if b is not None]
         for t in range(len(x)):
             tokens = {w.token: self._token(x[t], *w.token) for w, _ in layers}  # x in the forms that they ask for
-            forms = [item for item in tokens.items() if item[0][0] != dots.FLOATS]
-            self.jobs.run_several([self._quantize(x[t], *form, *rooms) for form, rooms in forms])
+            forms = [chunk for chunk in tokens.items() if chunk[0][0] != dots.FLOATS]
+            self.runner.run_several([self._quantize(x[t], *form, *rooms) for form, rooms in forms])
             parts = [self._dot(w, tokens[w.token], y[t]) for (w, _), y in zip(layers, answers, strict=True)]
-            self.jobs.run_several(parts)
-            self.jobs.run_several([self._sum(y[t], bias, y[t]) for y, bias in added])
+            self.runner.run_several(parts)
+            self.runner.run_several([self._sum(y[t], bias, y[t]) for y, bias in added])
         return answers
 
     def _token(self, x: Array, form: int, offset: int) -> tuple[int, int]:
         """The addresses of one token x (d_in,) and of its scales, in one of the forms of numba_dot.py."""
         if form == dots.FLOATS:
-            return self.jobs.address(x), 0
-        token = self.jobs.room(f"token {form} {offset}", len(x) + 64)
-        return token, self.jobs.room(f"scales {form} {offset}", len(x) + 512)
+            return self.runner.address(x), 0
+        token = self.runner.room(f"token {form} {offset}", len(x) + 64)
+        return token, self.runner.room(f"scales {form} {offset}", len(x) + 512)
 
     def _quantize(self, x: Array, form: int, offset: int, token: int, scales: int) -> Part:
-        """The job that writes a token x (d_in,) there."""
-        arguments = self.jobs.address(x), len(x), form, offset, token, scales
+        """The task that writes a token x (d_in,) there."""
+        arguments = self.runner.address(x), len(x), form, offset, token, scales
         return dots.quantize_token, -(-len(x) // dots.PART), arguments
 
     def _dot(self, w: BlockMatrix | FloatMatrix, token: tuple[int, int], y: Array) -> Part:
-        """The job y (d_out,) = W x, for one token x (d_in,)."""
+        """The task y (d_out,) = W x, for one token x (d_in,)."""
         d_out, d_in = w.shape
         extra: tuple[int, ...] = ()
-        if isinstance(w, BlockMatrix) and w.job is dots.dot_levels:
+        if isinstance(w, BlockMatrix) and w.task is dots.dot_levels:
             size = 576 * (d_in // (2 * BLOCK) + 1)  # as dot_levels lays it out
-            scratch = self.jobs.room("levels", size * self.threads)
+            scratch = self.runner.room("levels", size * self.threads)
             extra = (w.format.number, int(w.format.sums == "minimum"), scratch, size)
-        rows = max(1, min(ITEM_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
-        self.jobs.hold(w)
-        arguments = w.address, w.row_bytes, d_out, d_in, *token, self.jobs.address(y), rows, *extra
-        return w.job, -(-d_out // rows), arguments
+        rows = max(1, min(CHUNK_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
+        self.runner.hold(w)
+        arguments = w.address, w.row_bytes, d_out, d_in, *token, self.runner.address(y), rows, *extra
+        return w.task, -(-d_out // rows), arguments
 
     def _products(self, x: Array, layers: Layers) -> list[Array]:
         """The same for many tokens: x becomes records, once for matrices in a row that want the same."""
@@ -232,9 +232,9 @@ class NumbaOps(NumpyOps):
         None if no row has any, and where many rows have: there they are the long tail of all numbers, and a row
         more for each costs more time than it gains.
         """
-        (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, ITEM_NUMBERS // x.shape[1])
-        at = self.jobs.address
-        self.jobs.run(rowwise.peaks, -(-n // step), at(x), at(peaks), n, d, step)
+        (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, CHUNK_NUMBERS // x.shape[1])
+        at = self.runner.address
+        self.runner.run(rowwise.peaks, -(-n // step), at(x), at(peaks), n, d, step)
         rows = np.flatnonzero(peaks > HUGE**2)
         if not 0 < len(rows) <= max(FEW, n // 16):
             return None
@@ -249,14 +249,14 @@ class NumbaOps(NumpyOps):
             x = np.pad(x, ((0, 0), (0, -x.shape[1] % columns)))
         n, d = x.shape
         n_groups = -(-(n + (0 if apart is None else len(apart[0]))) // TOKENS)
-        records = self.jobs.room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
-        scratch, at = self.jobs.room("rounding", QUANTIZE_ROOM * self.threads), self.jobs.address
-        self.jobs.run(quantize_tokens, n_groups, at(x), n, d, layout, offset, records, scratch, n_groups)
+        records = self.runner.room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
+        scratch, at = self.runner.room("rounding", QUANTIZE_ROOM * self.threads), self.runner.address
+        self.runner.run(quantize_tokens, n_groups, at(x), n, d, layout, offset, records, scratch, n_groups)
         if apart is not None:
             rows, parts = apart
             places = np.concatenate([rows, np.arange(n, n + len(rows))])
             more = at(parts), len(parts), d, layout, offset, records, scratch, n_groups, at(places)
-            self.jobs.run(quantize_others, len(parts), *more)
+            self.runner.run(quantize_others, len(parts), *more)
         return records
 
     def _multiply_blocks(self, n: int, records: int, w: BlockMatrix, bias: Array | None) -> Array:
@@ -268,10 +268,10 @@ class NumbaOps(NumpyOps):
         panel = min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 4) // SIDES * SIDES or SIDES
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
-        scratch = self.jobs.room("tiles", size * self.threads)
-        bias, at = None if bias is None else self.jobs.floats(bias), self.jobs.address
-        y = self.jobs.empty(n_groups * TOKENS, -(-n_tiles // SIDES) * SIDES * ROWS)
-        self.jobs.run(
+        scratch = self.runner.room("tiles", size * self.threads)
+        bias, at = None if bias is None else self.runner.floats(bias), self.runner.address
+        y = self.runner.empty(n_groups * TOKENS, -(-n_tiles // SIDES) * SIDES * ROWS)
+        self.runner.run(
             products.multiply_blocks, -(-n_tiles // panel),
             w.format.number, w.layout, w.address, w.row_bytes, d_out, d_in, panel,
             records, n_groups, at(y), 4 * y.shape[1], scratch, size,
@@ -282,13 +282,13 @@ class NumbaOps(NumpyOps):
     def _multiply_floats(self, x: Array, w: FloatMatrix) -> Array:
         """The same in float32."""
         n, (d_out, d_in) = len(x), w.shape
-        n_groups, n_items, columns = -(-n // FLOAT_TOKENS), -(-d_out // (SIDES * ROWS)), SIDES * ROWS
+        n_groups, n_chunks, columns = -(-n // FLOAT_TOKENS), -(-d_out // (SIDES * ROWS)), SIDES * ROWS
         if n % FLOAT_TOKENS:
             x = np.pad(x, ((0, -n % FLOAT_TOKENS), (0, 0)))
-        y, size = self.jobs.empty(n_groups * FLOAT_TOKENS, n_items * columns), 4 * columns * d_in
-        scratch, at = self.jobs.room("tiles", size * self.threads), self.jobs.address
-        self.jobs.run(
-            products.multiply_floats, n_items,
+        y, size = self.runner.empty(n_groups * FLOAT_TOKENS, n_chunks * columns), 4 * columns * d_in
+        scratch, at = self.runner.room("tiles", size * self.threads), self.runner.address
+        self.runner.run(
+            products.multiply_floats, n_chunks,
             w.address, d_out, d_in, at(x), n_groups, at(y), 4 * y.shape[1], scratch, size,
         )  # fmt: skip
         return y[:n, :d_out]
@@ -297,71 +297,71 @@ class NumbaOps(NumpyOps):
 
     def add(self, x: Array, y: Array) -> Array:
         assert x.shape == y.shape
-        x, y = self.jobs.floats(x), self.jobs.floats(y)
-        to = self.jobs.empty(*x.shape)
-        self.jobs.run_several([self._sum(x, y, to)])
+        x, y = self.runner.floats(x), self.runner.floats(y)
+        to = self.runner.empty(*x.shape)
+        self.runner.run_several([self._sum(x, y, to)])
         return to
 
     def _sum(self, x: Array, y: Array, to: Array) -> Part:
-        """The job to = x + y, of float32 in a row; ``to`` may be x."""
-        step, at = _step(x.size), self.jobs.address
+        """The task to = x + y, of float32 in a row; ``to`` may be x."""
+        step, at = _step(x.size), self.runner.address
         return rowwise.sum_of_two, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        x, w = self.jobs.floats(x), self.jobs.floats(weight)
-        y, n, d = self.jobs.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
-        step, at = max(1, ITEM_NUMBERS // d), self.jobs.address
-        self.jobs.run(rowwise.rms_norm, -(-n // step), at(x), at(w), at(y), n, d, _bits(eps), step)
+        x, w = self.runner.floats(x), self.runner.floats(weight)
+        y, n, d = self.runner.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
+        step, at = max(1, CHUNK_NUMBERS // d), self.runner.address
+        self.runner.run(rowwise.rms_norm, -(-n // step), at(x), at(w), at(y), n, d, _bits(eps), step)
         return y
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        x, w, b = self.jobs.floats(x), self.jobs.floats(weight), self.jobs.floats(bias)
-        y, n, d = self.jobs.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
-        step, at = max(1, ITEM_NUMBERS // d), self.jobs.address
-        self.jobs.run(rowwise.layer_norm, -(-n // step), at(x), at(w), at(b), at(y), n, d, _bits(eps), step)
+        x, w, b = self.runner.floats(x), self.runner.floats(weight), self.runner.floats(bias)
+        y, n, d = self.runner.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
+        step, at = max(1, CHUNK_NUMBERS // d), self.runner.address
+        self.runner.run(rowwise.layer_norm, -(-n // step), at(x), at(w), at(b), at(y), n, d, _bits(eps), step)
         return y
 
     def activation(self, x: Array, kind: Activation) -> Array:
-        x = self.jobs.floats(x)
-        y, at = self.jobs.empty(*x.shape), self.jobs.address
-        job, step = rowwise.ACTIVATIONS[kind], _step(x.size)
-        self.jobs.run(job, -(-x.size // step), at(x), at(y), x.size, step)
+        x = self.runner.floats(x)
+        y, at = self.runner.empty(*x.shape), self.runner.address
+        task, step = rowwise.ACTIVATIONS[kind], _step(x.size)
+        self.runner.run(task, -(-x.size // step), at(x), at(y), x.size, step)
         return y
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        gate, up = self.jobs.floats(gate), self.jobs.floats(up)
-        y, count, step, at = self.jobs.empty(*gate.shape), gate.size, _step(gate.size), self.jobs.address
-        self.jobs.run(rowwise.swiglu, -(-count // step), at(gate), at(y), count, step, at(up))
+        gate, up = self.runner.floats(gate), self.runner.floats(up)
+        y, count, step, at = self.runner.empty(*gate.shape), gate.size, _step(gate.size), self.runner.address
+        self.runner.run(rowwise.swiglu, -(-count // step), at(gate), at(y), count, step, at(up))
         return y
 
     # ---- attention
 
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array:
-        x, cos, sin = self.jobs.floats(x), self.jobs.floats(cos), self.jobs.floats(sin)
-        y, (n, n_head, d) = self.jobs.empty(*x.shape), x.shape
-        step, at = max(1, ITEM_NUMBERS // (n_head * d)), self.jobs.address
-        self.jobs.run(
+        x, cos, sin = self.runner.floats(x), self.runner.floats(cos), self.runner.floats(sin)
+        y, (n, n_head, d) = self.runner.empty(*x.shape), x.shape
+        step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
+        self.runner.run(
             rowwise.rope, -(-n // step), at(x), at(cos), at(sin), at(y),
             n, n_head, d, cos.shape[-1], int(kind == "norm"), step,
         )  # fmt: skip
         return y
 
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array:
-        q, k, v = self.jobs.floats(q), self._rows(k), self._rows(v)
-        (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.jobs.length(k, v)
-        y, at = self.jobs.empty(*q.shape), self.jobs.address
+        q, k, v = self.runner.floats(q), self._rows(k), self._rows(v)
+        (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.runner.length(k, v)
+        y, at = self.runner.empty(*q.shape), self.runner.address
         few = n <= DOT_TOKENS
-        # Heads that share keys go together, unless that leaves too few items for the threads.
+        # Heads that share keys go together, unless that leaves too few chunks for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
         size = int(token_scratch(d, most, heads) if few else attention.scratch_floats(d))
         size = -(-4 * size // 64) * 64
-        scratch = self.jobs.room("attention", size * self.threads)
-        job = attend_token if few else attention.attend_block
+        scratch = self.runner.room("attention", size * self.threads)
+        task = attend_token if few else attention.attend_block
         n_blocks = -(-n // attention.QUERIES)
         queries = -(-n // (n_blocks * FLOAT_TOKENS)) * FLOAT_TOKENS  # of a block: the last shall not be small
-        n_items = n * n_head // heads if few else n_head * -(-n // queries)
-        self.jobs.run(
-            job, n_items, at(q), at(k), at(v), at(y),
+        n_chunks = n * n_head // heads if few else n_head * -(-n // queries)
+        self.runner.run(
+            task, n_chunks, at(q), at(k), at(v), at(y),
             n, n_head, n_head_kv, d, m, int(causal), int(k.dtype == np.float16),
             k.strides[0], k.strides[1], v.strides[0], v.strides[1], scratch, size,
             heads if few else queries, place,
@@ -369,22 +369,22 @@ class NumbaOps(NumpyOps):
         return y
 
     def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array:
-        self.jobs.give_up()
+        self.runner.abandon_capture()
         return super().attention_weights(q, k, causal=causal)
 
     def _rows(self, x: Array) -> Array:
         """Keys or values with features side by side, float32 or half precision; copied only if they are not so."""
         is_so = x.dtype in (np.float16, np.float32) and x.strides[-1] == x.itemsize
-        return x if is_so else self.jobs.floats(x)
+        return x if is_so else self.runner.floats(x)
 
 
 def _step(count: int) -> int:
     """Into how large pieces ``count`` numbers are cut: one token's shall be enough for some threads."""
-    return ITEM_NUMBERS if count > 4 * ITEM_NUMBERS else ITEM_NUMBERS // 8
+    return CHUNK_NUMBERS if count > 4 * CHUNK_NUMBERS else CHUNK_NUMBERS // 8
 
 
 def _bits(value: float) -> int:
-    """The bits of a float32, as jobs take whole numbers only."""
+    """The bits of a float32, as tasks take whole numbers only."""
     return int(BITS.unpack(FLOAT.pack(value))[0])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import BLOCK, LAYOUTS, MINIMA_4, OFFSET, SIGNED, TOKENS, WORDS
 from tinyllava.ops.cpu.simd.intrinsics import (
     add,
@@ -63,24 +63,24 @@ def record_of(group: int, b: int, n_groups: int, n_records: int, slice_records: 
     return first * n_groups + group * min(slice_records, n_records - first) + b - first
 
 
-@job
-def quantize_tokens(args: int, item: int, who: int) -> None:
-    """Tokens item * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros.
+@task
+def quantize_tokens(args: int, chunk: int, thread_id: int) -> None:
+    """Tokens chunk * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros.
 
     x, n, d, layout, the constant c, where the records go, scratch, groups of tokens that there will be.
     """
     a = numbers_at(args)
-    for token in range(TOKENS * item, TOKENS * (item + 1)):
+    for token in range(TOKENS * chunk, TOKENS * (chunk + 1)):
         x = a[0] + 4 * token * a[2] if token < a[1] else 0
-        quantize_token(x, token, a, a[6] + who * QUANTIZE_ROOM)
+        quantize_token(x, token, a, a[6] + thread_id * QUANTIZE_ROOM)
 
 
-@job
-def quantize_others(args: int, item: int, who: int) -> None:
-    """Row ``item`` of x (n, d) in another token's place. Arguments as above, and the n tokens' numbers (int64)."""
+@task
+def quantize_others(args: int, chunk: int, thread_id: int) -> None:
+    """Row ``chunk`` of x (n, d) in another token's place. Arguments as above, and n tokens' numbers (int64)."""
     a = numbers_at(args)
-    token = numbers_at(a[8] + 8 * item)[0]
-    quantize_token(a[0] + 4 * item * a[2], token, a, a[6] + who * QUANTIZE_ROOM)
+    token = numbers_at(a[8] + 8 * chunk)[0]
+    quantize_token(a[0] + 4 * chunk * a[2], token, a, a[6] + thread_id * QUANTIZE_ROOM)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Operations on one row, or one number, at a time: norms, activations, RoPE. Item ``i`` of a job is some rows.
+"""Operations on one row, or one number, at a time: norms, activations, RoPE. Chunk ``i`` of a task is some rows.
 
 Reference of each: the method of NumpyOps with its name.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.cpu import softmax as numba_softmax
-from tinyllava.ops.cpu.compile import job, kernel
+from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.simd.intrinsics import (
     add,
     float_at,
@@ -62,13 +62,13 @@ def sigmoid(x: float) -> float:
 # ---- norms
 
 
-@job
-def peaks(args: int, item: int, _who: int) -> None:
-    """x, y, n rows, d columns, rows for each item: y[t] = a row's largest square over the mean of its squares."""
+@task
+def peaks(args: int, chunk: int, _thread_id: int) -> None:
+    """x, y, n rows, d columns, rows for each chunk: y[t] = a row's largest square over the mean of its squares."""
     a = numbers_at(args)
     n, d = a[2], a[3]
     y = floats_at(a[1], 1, n)[0]
-    for t in range(item * a[4], min(n, (item + 1) * a[4])):
+    for t in range(chunk * a[4], min(n, (chunk + 1) * a[4])):
         row, sums, top = a[0] + 4 * t * d, no_floats(), no_floats()
         for i in range(0, d - 15, 16):
             square = times(load_floats(row + 4 * i), load_floats(row + 4 * i))
@@ -81,13 +81,13 @@ def peaks(args: int, item: int, _who: int) -> None:
         y[t] = largest * np.float32(d) / squares if squares > 0 else np.float32(0.0)
 
 
-@job
-def rms_norm(args: int, item: int, _who: int) -> None:
-    """x, weight, y, n rows, d columns, eps, rows for each item."""
+@task
+def rms_norm(args: int, chunk: int, _thread_id: int) -> None:
+    """x, weight, y, n rows, d columns, eps, rows for each chunk."""
     a = numbers_at(args)
     n, d, eps = a[3], a[4], float_of_bits(a[5])
     x, w, y = floats_at(a[0], n, d), floats_at(a[1], 1, d)[0], floats_at(a[2], n, d)
-    for t in range(item * a[6], min(n, (item + 1) * a[6])):
+    for t in range(chunk * a[6], min(n, (chunk + 1) * a[6])):
         squares = np.float32(0.0)
         for i in range(d):
             squares += x[t, i] * x[t, i]
@@ -96,14 +96,14 @@ def rms_norm(args: int, item: int, _who: int) -> None:
             y[t, i] = x[t, i] * scale * w[i]
 
 
-@job
-def layer_norm(args: int, item: int, _who: int) -> None:
-    """x, weight, bias, y, n rows, d columns, eps, rows for each item."""
+@task
+def layer_norm(args: int, chunk: int, _thread_id: int) -> None:
+    """x, weight, bias, y, n rows, d columns, eps, rows for each chunk."""
     a = numbers_at(args)
     n, d, eps = a[4], a[5], float_of_bits(a[6])
     x, y = floats_at(a[0], n, d), floats_at(a[3], n, d)
     w, b = floats_at(a[1], 1, d)[0], floats_at(a[2], 1, d)[0]
-    for t in range(item * a[7], min(n, (item + 1) * a[7])):
+    for t in range(chunk * a[7], min(n, (chunk + 1) * a[7])):
         total, squares = np.float32(0.0), np.float32(0.0)
         for i in range(d):
             total += x[t, i]
@@ -115,67 +115,67 @@ def layer_norm(args: int, item: int, _who: int) -> None:
             y[t, i] = (x[t, i] - mean) * scale * w[i] + b[i]
 
 
-# ---- activations and sums: x, y, how many numbers, numbers for each item
+# ---- activations and sums: x, y, how many numbers, numbers for each chunk
 #      Loops count from 0: Numba lets an index be negative, and LLVM must see that this one is not.
 
 
 @kernel
-def part(a: Any, which: int, item: int) -> Any:
-    """The item's part of the array at address a[which]."""
-    first = item * a[3]
+def part(a: Any, which: int, chunk: int) -> Any:
+    """The chunk's part of the array at address a[which]."""
+    first = chunk * a[3]
     return floats_at(a[which] + 4 * first, 1, min(a[3], a[2] - first))[0]
 
 
-@job
-def gelu_erf(args: int, item: int, _who: int) -> None:
+@task
+def gelu_erf(args: int, chunk: int, _thread_id: int) -> None:
     """x Phi(x)."""
     a = numbers_at(args)
-    x, y = part(a, 0, item), part(a, 1, item)
+    x, y = part(a, 0, chunk), part(a, 1, chunk)
     for i in range(x.shape[0]):
         y[i] = np.float32(0.5) * x[i] * (np.float32(1.0) + math.erf(x[i] * np.float32(math.sqrt(0.5))))
 
 
-@job
-def gelu_tanh(args: int, item: int, _who: int) -> None:
+@task
+def gelu_tanh(args: int, chunk: int, _thread_id: int) -> None:
     """(1 + tanh(u)) / 2 = sigmoid(2 u)."""
     a = numbers_at(args)
-    x, y, twice = part(a, 0, item), part(a, 1, item), np.float32(2.0 * math.sqrt(2.0 / math.pi))
+    x, y, twice = part(a, 0, chunk), part(a, 1, chunk), np.float32(2.0 * math.sqrt(2.0 / math.pi))
     for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(twice * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i]))
 
 
-@job
-def gelu_quick(args: int, item: int, _who: int) -> None:
+@task
+def gelu_quick(args: int, chunk: int, _thread_id: int) -> None:
     """x sigmoid(1.702 x)."""
     a = numbers_at(args)
-    x, y = part(a, 0, item), part(a, 1, item)
+    x, y = part(a, 0, chunk), part(a, 1, chunk)
     for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(np.float32(1.702) * x[i])
 
 
-@job
-def silu(args: int, item: int, _who: int) -> None:
+@task
+def silu(args: int, chunk: int, _thread_id: int) -> None:
     """x sigmoid(x)."""
     a = numbers_at(args)
-    x, y = part(a, 0, item), part(a, 1, item)
+    x, y = part(a, 0, chunk), part(a, 1, chunk)
     for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(x[i])
 
 
-@job
-def swiglu(args: int, item: int, _who: int) -> None:
-    """silu(gate) * up. Arguments: gate, y, count, count for each item, up."""
+@task
+def swiglu(args: int, chunk: int, _thread_id: int) -> None:
+    """silu(gate) * up. Arguments: gate, y, count, count for each chunk, up."""
     a = numbers_at(args)
-    x, y, up = part(a, 0, item), part(a, 1, item), part(a, 4, item)
+    x, y, up = part(a, 0, chunk), part(a, 1, chunk), part(a, 4, chunk)
     for i in range(x.shape[0]):
         y[i] = x[i] * sigmoid(x[i]) * up[i]
 
 
-@job
-def sum_of_two(args: int, item: int, _who: int) -> None:
-    """x + other, of the same shape. Arguments: x, y, count, count for each item, other; y may be x."""
+@task
+def sum_of_two(args: int, chunk: int, _thread_id: int) -> None:
+    """x + other, of the same shape. Arguments: x, y, count, count for each chunk, other; y may be x."""
     a = numbers_at(args)
-    x, y, other = part(a, 0, item), part(a, 1, item), part(a, 4, item)
+    x, y, other = part(a, 0, chunk), part(a, 1, chunk), part(a, 4, chunk)
     for i in range(x.shape[0]):
         y[i] = x[i] + other[i]
 
@@ -186,12 +186,12 @@ ACTIVATIONS = {"gelu_erf": gelu_erf, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_
 # ---- position
 
 
-@job
-def rope(args: int, item: int, _who: int) -> None:
+@task
+def rope(args: int, chunk: int, _thread_id: int) -> None:
     """x, cos, sin, y, tokens, heads, features of a head, pairs turned, pairs are neighbours (or halves), rows."""
     a = numbers_at(args)
     n, n_head, d, half, neighbours = a[4], a[5], a[6], a[7], a[8]
-    for t in range(item * a[9], min(n, (item + 1) * a[9])):
+    for t in range(chunk * a[9], min(n, (chunk + 1) * a[9])):
         cos, sin = floats_at(a[1] + 4 * t * half, 1, half)[0], floats_at(a[2] + 4 * t * half, 1, half)[0]
         for h in range(n_head):
             at = 4 * (t * n_head + h) * d
@@ -221,36 +221,36 @@ def turn(x: int, y: int, cos: Any, sin: Any, neighbours: int) -> None:
 # ---- places in a sequence: how many are filled stands at an address
 
 
-@job
-def window(args: int, item: int, _who: int) -> None:
-    """Row ``item`` of a table's (limit, d) from a place on. Arguments: table, y, d, the place's address."""
+@task
+def slice_at(args: int, chunk: int, _thread_id: int) -> None:
+    """Row ``chunk`` of a table's (limit, d) from a place on. Arguments: table, y, d, the place's address."""
     a = numbers_at(args)
     d, place = a[2], numbers_at(a[3])[0]
-    row, y = floats_at(a[0] + 4 * (place + item) * d, 1, d)[0], floats_at(a[1] + 4 * item * d, 1, d)[0]
+    row, y = floats_at(a[0] + 4 * (place + chunk) * d, 1, d)[0], floats_at(a[1] + 4 * chunk * d, 1, d)[0]
     for i in range(d):
         y[i] = row[i]
 
 
 @kernel
-def kept_rows(a: Any, item: int, size: int) -> Any:
-    """An item of the two jobs below: addresses of its first row and of that row's place in the cache; how many.
+def kept_rows(a: Any, chunk: int, size: int) -> Any:
+    """An chunk of the two tasks below: addresses of its first row and of that row's place in the cache; how many.
 
-    Even items are keys and odd ones values; a number of the cache has ``size`` bytes.
+    Even chunks are keys and odd ones values; a number of the cache has ``size`` bytes.
     """
-    which, first = item % 2, item // 2 * a[9]
+    which, first = chunk % 2, chunk // 2 * a[9]
     place = numbers_at(a[8])[0] + first
     return a[which] + 4 * first * a[5] * a[6], a[2 + which] + size * place * a[6], min(a[9], a[4] - first)
 
 
-@job
-def keep_halves(args: int, item: int, _who: int) -> None:
+@task
+def keep_halves(args: int, chunk: int, _thread_id: int) -> None:
     """Rows (n, g, d) of keys and of values -> half precision, where the cache (g, limit, d) holds them.
 
-    Keys, values, the caches of both, n, g, d, limit, the address of the first row's place, rows for each item.
+    Keys, values, the caches of both, n, g, d, limit, the address of the first row's place, rows for each chunk.
     """
     a = numbers_at(args)
     n_head, d = a[5], a[6]
-    rows, cache, n = kept_rows(a, item, 2)
+    rows, cache, n = kept_rows(a, chunk, 2)
     for t in range(n):
         for h in range(n_head):
             row, to = rows + 4 * (t * n_head + h) * d, cache + 2 * (h * a[7] + t) * d
@@ -260,12 +260,12 @@ def keep_halves(args: int, item: int, _who: int) -> None:
                 put_half(to + 2 * i, float_at(row + 4 * i))
 
 
-@job
-def keep_floats(args: int, item: int, _who: int) -> None:
+@task
+def keep_floats(args: int, chunk: int, _thread_id: int) -> None:
     """The same in float32."""
     a = numbers_at(args)
     n_head, d = a[5], a[6]
-    rows, cache, n = kept_rows(a, item, 4)
+    rows, cache, n = kept_rows(a, chunk, 4)
     for t in range(n):
         for h in range(n_head):
             x = floats_at(rows + 4 * (t * n_head + h) * d, 1, d)[0]

@@ -3,24 +3,24 @@
 An operation of a small model takes 20 us, about what it costs to wake a sleeping thread; so between operations
 the helpers spin in compiled code, without Python's lock, and sleep only when nothing has come for a while.
 
-A job is a compiled function job(arguments, item, who): ``arguments`` the address of int64 numbers, ``item`` which
-part of the work, ``who`` which thread. Each thread has a run of items of its own, since memory is read fastest by
-threads that each read on and on (42 GB/s from a mapped file, where threads that take pieces of 64 KiB in turn get
-32); who has finished takes from the others' runs. Each item is computed the same way whoever does it: results do
-not depend on the number of threads.
+A task is a compiled function task(arguments, chunk, thread_id): ``arguments`` the address of int64 numbers,
+``chunk`` which part of the work, ``thread_id`` which thread. Each thread has a run of chunks of its own, since
+memory is read fastest by threads that each read on and on (42 GB/s from a mapped file, where threads that take
+pieces of 64 KiB in turn get 32); who has finished takes from the others' runs. Each chunk is computed the same
+way whoever does it: results do not depend on the number of threads.
 
 All that threads say to each other stands in the ``board``, an array of int64:
 
-    DONE        items finished                     JOB         address of the compiled function
+    DONE        chunks finished                     TASK         address of the compiled function
     ASLEEP      helpers that wait for ``wake``     WHERE       address of its arguments
     STOP        helpers shall return               ARGUMENTS   room for them
-    TICKETS     one for each thread: the end of its run << 32 | its next item; taking one is an atomic + 1
+    TICKETS     one for each thread: the end of its run << 32 | its next chunk; taking one is an atomic + 1
 
-A thread that has taken an item may read JOB and WHERE: neither they nor what they point at can change before its
-item is done.
+A thread that has taken an chunk may read TASK and WHERE: neither they nor what they point at can change before its
+chunk is done.
 
-Jobs that come again and again, always in the same order and with the same arguments, are written down once as a
-Script. A replay goes through it in compiled code; each job finds its arguments where the script holds them.
+Tasks that come again and again, always in the same order and with the same arguments, are written down once as a
+TaskList. A replay goes through it in compiled code; each task finds its arguments where the script holds them.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from tinyllava.ops.cpu.compile import Job, job, kernel
+from tinyllava.ops.cpu.compile import Task, kernel, task
 from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction
 
-DONE, ASLEEP, STOP, JOB, ARGUMENTS = 0, 8, 16, 24, 32  # in int64: each on its own cache line
-WHERE = JOB + 1  # read and written together with it
+DONE, ASLEEP, STOP, TASK, ARGUMENTS = 0, 8, 16, 24, 32  # in int64: each on its own cache line
+WHERE = TASK + 1  # read and written together with it
 MAX_ARGUMENTS = 24
 TICKETS = ARGUMENTS + MAX_ARGUMENTS
-ITEM_BITS = 32
-ITEM_MASK = (1 << ITEM_BITS) - 1
-MAX_PARTS = (MAX_ARGUMENTS - 1) // 3  # of a job made of jobs
+CHUNK_BITS = 32
+CHUNK_MASK = (1 << CHUNK_BITS) - 1
+MAX_PARTS = (MAX_ARGUMENTS - 1) // 3  # of a task made of tasks
 PACK = [struct.Struct(f"{n}q") for n in range(MAX_ARGUMENTS + 1)]
 SPINS = 200_000  # pauses before a helper goes to sleep: about a quarter of a second on Zen 4
 
@@ -76,10 +76,10 @@ def write_atomically(builder: Any, address: Any, value: Any) -> None:
 
 
 @instruction("-:iiii")
-def call_job(builder: Any, address: Any, arguments: Any, item: Any, who: Any) -> None:
-    """Call the job at an address."""
+def call_task(builder: Any, address: Any, arguments: Any, chunk: Any, who: Any) -> None:
+    """Call the task at an address."""
     kind = ir.FunctionType(ir.VoidType(), [I64] * 3).as_pointer()
-    builder.call(builder.inttoptr(address, kind), [arguments, item, who])
+    builder.call(builder.inttoptr(address, kind), [arguments, chunk, who])
 
 
 @instruction("-:")
@@ -113,7 +113,7 @@ def _pointer(_context: Any, _address: Any) -> Any:
 
 @kernel
 def numbers_at(address: int) -> Any:
-    """A job's arguments as an array."""
+    """A task's arguments as an array."""
     return carray(_pointer(address), (MAX_ARGUMENTS,), np.int64)
 
 
@@ -133,67 +133,67 @@ def floats_at(address: int, rows: int, columns: int) -> Any:
 
 
 @kernel
-def ticket_of(board: int, who: int) -> int:
+def ticket_of(board: int, thread_id: int) -> int:
     """Where a thread's ticket stands."""
-    return board + 8 * (TICKETS + 8 * who)
+    return board + 8 * (TICKETS + 8 * thread_id)
 
 
 @kernel
 def is_left(ticket: int) -> bool:
-    """Whether a run has items that nobody has taken."""
-    return ticket & ITEM_MASK < ticket >> ITEM_BITS
+    """Whether a run has chunks that nobody has taken."""
+    return ticket & CHUNK_MASK < ticket >> CHUNK_BITS
 
 
 @kernel
-def take_items(board: int, size: int, who: int) -> bool:
-    """Do items of the job on the board, first of one's own run, until none is left. Whether there were any."""
+def take_chunks(board: int, size: int, thread_id: int) -> bool:
+    """Do chunks of the task on the board, first of one's own run, until none is left. Whether there were any."""
     found = False
     for i in range(size):
-        ticket = ticket_of(board, (who + i) % size)
+        ticket = ticket_of(board, (thread_id + i) % size)
         while is_left(read_atomically(ticket)):
             taken = add_atomically(ticket, 1)
             if is_left(taken):
-                job, where = read_atomically(board + 8 * JOB), read_atomically(board + 8 * WHERE)
-                call_job(job, where, taken & ITEM_MASK, who)
+                task, where = read_atomically(board + 8 * TASK), read_atomically(board + 8 * WHERE)
+                call_task(task, where, taken & CHUNK_MASK, thread_id)
                 add_atomically(board + 8 * DONE, 1)
                 found = True
     return found
 
 
 @kernel
-def lead(board: int, size: int, job: int, n_items: int, where: int) -> int:
-    """Put a job of n_items on the board, help with it, wait for the rest. Returns the number of sleepers."""
-    if n_items == 1:  # nothing to share: nobody needs to hear of it
-        call_job(job, where, 0, 0)
+def lead(board: int, size: int, task: int, n_chunks: int, where: int) -> int:
+    """Put a task of n_chunks on the board, help with it, wait for the rest. Returns the number of sleepers."""
+    if n_chunks == 1:  # nothing to share: nobody needs to hear of it
+        call_task(task, where, 0, 0)
         return read_atomically(board + 8 * ASLEEP)
-    write_atomically(board + 8 * JOB, job)
+    write_atomically(board + 8 * TASK, task)
     write_atomically(board + 8 * WHERE, where)
     write_atomically(board + 8 * DONE, 0)
-    for who in range(size - 1, -1, -1):
-        first, end = (n_items * who + size - 1) // size, (n_items * (who + 1) + size - 1) // size
-        write_atomically(ticket_of(board, who), end << ITEM_BITS | first)
-    take_items(board, size, 0)
-    while read_atomically(board + 8 * DONE) < n_items:
+    for thread_id in range(size - 1, -1, -1):
+        first, end = (n_chunks * thread_id + size - 1) // size, (n_chunks * (thread_id + 1) + size - 1) // size
+        write_atomically(ticket_of(board, thread_id), end << CHUNK_BITS | first)
+    take_chunks(board, size, 0)
+    while read_atomically(board + 8 * DONE) < n_chunks:
         pause()
     return read_atomically(board + 8 * ASLEEP)
 
 
 @kernel
-def replay(board: int, size: int, table: int, n_jobs: int) -> int:
-    """Lead the jobs of a table one after the other: address, items, address of the arguments for each."""
+def replay(board: int, size: int, table: int, n_tasks: int) -> int:
+    """Lead the tasks of a table one after the other: address, chunks, address of the arguments for each."""
     sleepers = 0
-    for i in range(n_jobs):
+    for i in range(n_tasks):
         entry = numbers_at(table + 24 * i)
         sleepers = lead(board, size, entry[0], entry[1], entry[2])
     return sleepers
 
 
 @kernel
-def help_out(board: int, size: int, who: int) -> bool:
+def help_out(board: int, size: int, thread_id: int) -> bool:
     """Help with whatever is on the board, until nothing has come for a while (True) or STOP (False)."""
     idle = 0
     while idle < SPINS:
-        if take_items(board, size, who):
+        if take_chunks(board, size, thread_id):
             idle = 0
         elif read_atomically(board + 8 * STOP):
             return False
@@ -210,62 +210,62 @@ def get_up(board: int) -> None:
     add_atomically(board + 8 * ASLEEP, -1)
 
 
-@job
-def several(args: int, item: int, who: int) -> None:
-    """Jobs one after the other: how many, then for each its first item, its address and that of its arguments."""
+@task
+def several(args: int, chunk: int, thread_id: int) -> None:
+    """Tasks one after the other: how many, then for each its first chunk, its address, its arguments' address."""
     a = numbers_at(args)
     at = 3 * a[0] - 2
-    while item < a[at]:
+    while chunk < a[at]:
         at -= 3
-    call_job(a[at + 1], a[at + 2], item - a[at], who)
+    call_task(a[at + 1], a[at + 2], chunk - a[at], thread_id)
 
 
-Part = tuple[Job, int, tuple[int, ...]]  # a job, how many items, its arguments
-Room = tuple[Any, int]  # for one job's arguments: an array of int64, and its address
+Part = tuple[Task, int, tuple[int, ...]]  # a task, how many chunks, its arguments
+Room = tuple[Any, int]  # for one task's arguments: an array of int64, and its address
 
 
 def rooms(n: int) -> list[Room]:
-    """Room for the arguments of n jobs."""
+    """Room for the arguments of n tasks."""
     parts: Any = np.zeros((n, MAX_ARGUMENTS), np.int64)
     return [(row, row.ctypes.data) for row in parts]
 
 
 def write(arguments: tuple[int, ...], room: Room) -> int:
-    """Put a job's arguments into a room. Returns where they stand."""
+    """Put a task's arguments into a room. Returns where they stand."""
     numbers, address = room
     PACK[len(arguments)].pack_into(numbers, 0, *arguments)
     return address
 
 
 def join(parts: list[Part], rooms: list[Room]) -> Part:
-    """Several jobs that do not wait for each other, at most MAX_PARTS, as one. Each needs one of the rooms."""
+    """Several tasks that do not wait for each other, at most MAX_PARTS, as one. Each needs one of the rooms."""
     assert len(parts) <= MAX_PARTS
     if len(parts) == 1:
         return parts[0]
     total, table = 0, [len(parts)]
-    for (one, n_items, arguments), room in zip(parts, rooms, strict=False):
+    for (one, n_chunks, arguments), room in zip(parts, rooms, strict=False):
         table += total, one.address, write(arguments, room)
-        total += n_items
+        total += n_chunks
     return several, total, tuple(table)
 
 
-class Script:
-    """Jobs in a row with their arguments, written down for :meth:`Team.replay`.
+class TaskList:
+    """Tasks in a row with their arguments, written down for :meth:`ThreadPool.replay`.
 
-    Each entry of ``steps`` is what :meth:`Team.run_several` would be given.
+    Each entry of ``steps`` is what :meth:`ThreadPool.run_several` would be given.
     """
 
     def __init__(self, steps: list[list[Part]]) -> None:
         self.rooms = [rooms(len(parts) + 1) for parts in steps]  # held, as the table has their addresses
         entries = []
         for parts, (own, *others) in zip(steps, self.rooms, strict=True):
-            job, n_items, arguments = join(parts, others)
-            entries.append((job.address, n_items, write(arguments, own)))
+            task, n_chunks, arguments = join(parts, others)
+            entries.append((task.address, n_chunks, write(arguments, own)))
         self.table = np.array(entries, np.int64).reshape(-1, 3)
         self.address = self.table.ctypes.data
 
 
-class Team:
+class ThreadPool:
     """``size`` threads, the caller's included. They end with the object."""
 
     def __init__(self, size: int) -> None:
@@ -280,21 +280,21 @@ class Team:
         self._lock = threading.RLock()
         self._started = False
 
-    def run(self, job: Job, n_items: int, *arguments: int) -> None:
-        """Call job for each item; returns when all are done. Arguments are whole numbers: addresses and sizes."""
+    def run(self, task: Task, n_chunks: int, *arguments: int) -> None:
+        """Call task for each chunk; returns when all are done. Arguments are integers: addresses and sizes."""
         with self._lock:
             self._start()
-            sleepers = lead(self.base, self.size, job.address, n_items, write(arguments, self._room))
+            sleepers = lead(self.base, self.size, task.address, n_chunks, write(arguments, self._room))
         self._wake(sleepers)
 
     def run_several(self, parts: list[Part]) -> None:
-        """Call several jobs that do not wait for each other, at most MAX_PARTS, as one job."""
+        """Call several tasks that do not wait for each other, at most MAX_PARTS, as one task."""
         with self._lock:
-            job, n_items, arguments = join(parts, self._rooms)
-            self.run(job, n_items, *arguments)
+            task, n_chunks, arguments = join(parts, self._rooms)
+            self.run(task, n_chunks, *arguments)
 
-    def replay(self, script: Script) -> None:
-        """Run the script's jobs, each when the one before it is done.
+    def replay(self, script: TaskList) -> None:
+        """Run the script's tasks, each when the one before it is done.
 
         Sleepers are called before, as there is no other occasion until all is done, and those that fell asleep
         meanwhile after it.
@@ -313,15 +313,15 @@ class Team:
         if self._started:
             return
         self._started = True
-        for who in range(1, self.size):
-            what = self.board, self.base, self.size, who, self.wake
+        for thread_id in range(1, self.size):
+            what = self.board, self.base, self.size, thread_id, self.wake
             threading.Thread(target=_helper, args=what, daemon=True).start()
         weakref.finalize(self, _stop, self.board, self.base, self.size, self.wake)
 
 
-def _helper(board: Any, base: int, size: int, who: int, wake: threading.Semaphore) -> None:
-    """A helper's life. It holds the board, so that its memory outlives the team."""
-    while help_out(base, size, who):
+def _helper(board: Any, base: int, size: int, thread_id: int, wake: threading.Semaphore) -> None:
+    """A helper's life. It holds the board, so that its memory outlives the thread_pool."""
+    while help_out(base, size, thread_id):
         wake.acquire()
         get_up(base)
     del board

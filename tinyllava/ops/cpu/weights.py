@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinyllava.ops import Array
 from tinyllava.ops.cpu import gemv as dots
-from tinyllava.ops.cpu.compile import Job
+from tinyllava.ops.cpu.compile import Task
 from tinyllava.ops.cpu.microkernel import BLOCK, MINIMA_4, MINIMA_8, MINIMUM, OFFSET, SIGNED, WORDS
 from tinyllava.ops.cpu.unpack import FORMATS, Format
 
@@ -42,16 +42,16 @@ class BlockMatrix:
         self.address, self.row_bytes = self.raw.ctypes.data, self.raw.shape[1]
         self.format = FORMATS[tensor.type]
         self.layout = layout_of(self.format)
-        self.job, form = self._dot(tensor.type, self.shape[1])
+        self.task, form = self._dot(tensor.type, self.shape[1])
         self.token = form, self.format.offset  # how it wants one token
 
-    def _dot(self, kind: str, d_in: int) -> tuple[Job, int]:
-        """The job for one token, and the form in which it wants it."""
+    def _dot(self, kind: str, d_in: int) -> tuple[Task, int]:
+        """The task for one token, and the form in which it wants it."""
         if kind in ("F16", "BF16"):
             return (dots.dot_f16 if kind == "F16" else dots.dot_bf16), dots.FLOATS
         if d_in % (2 * BLOCK):  # an odd number of blocks
             return dots.dot_levels, dots.SIXTEENS
-        return dots.JOBS[kind]
+        return dots.TASKS[kind]
 
 
 def layout_of(form: Format) -> int:
@@ -71,4 +71,4 @@ class FloatMatrix:
         self.floats = np.ascontiguousarray(np.asarray(tensor.raw)).view("<f4").reshape(tensor.shape)
         self.shape = tuple(tensor.shape)
         self.address, self.row_bytes = self.floats.ctypes.data, 4 * self.shape[1]
-        self.job, self.token = dots.dot_f32, (dots.FLOATS, 0)
+        self.task, self.token = dots.dot_f32, (dots.FLOATS, 0)

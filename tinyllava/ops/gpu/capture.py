@@ -37,7 +37,7 @@ class Window:
         self.position = position
 
 
-class Replay:
+class CapturedStep:
     """``step``: the first call runs it, the second records it, all later ones replay that."""
 
     def __init__(self, step: Step, ops: CupyOps) -> None:
@@ -58,7 +58,7 @@ class Replay:
             return self.step(given)
         self.given.set(np.ascontiguousarray(values))
         if self.graph is None:
-            self._record()
+            self._capture()
         else:
             for position, n in self.moves:
                 position.value += n
@@ -72,17 +72,17 @@ class Replay:
             return False
         return all(position.value + n <= position.limit for position, n in self.moves)
 
-    def _record(self) -> None:
+    def _capture(self) -> None:
         self.moves = []
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
-            self.ops.recording = self.moves
+            self.ops.capturing = self.moves
             # One token's kernels are so short that their starts count; long ones only get in each other's way.
             self.ops.kernels.overlap = self.given.size == 1
             try:
                 self.result = self.step(self.given)
             finally:
-                self.ops.recording = None
+                self.ops.capturing = None
                 self.ops.kernels.overlap = False
                 graph = self.stream.end_capture()
         self.graph = graph  # not if the step has failed

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tinyllava.errors import UsageError
 from tinyllava.ops import Activation, Array, Ops, Position, RopeKind
 from tinyllava.ops.gpu.blas import Blas
-from tinyllava.ops.gpu.capture import DevicePosition, Replay, Window
+from tinyllava.ops.gpu.capture import CapturedStep, DevicePosition, Window
 from tinyllava.ops.gpu.kernels import kernels
 from tinyllava.ops.gpu.weights import DeviceMatrix, upload
 from tinyllava.ops.threads import physical_cores
@@ -50,7 +50,7 @@ class CupyOps:
         self.threads = threads or physical_cores()
         self.kernels = kernels()
         self.blas = Blas()
-        self.recording: list[tuple[DevicePosition, int]] | None = None  # cupy_graph.py's, while it records
+        self.capturing: list[tuple[DevicePosition, int]] | None = None  # cupy_graph.py's, while it records
         self._half = False  # whether any weights are less than float32
         self._done = cupy.zeros(1024, cupy.int32)  # counters of cuda/attention_token.cu, one for each head
 
@@ -89,20 +89,20 @@ class CupyOps:
     def position(self, limit: int) -> Position:
         return DevicePosition(limit)
 
-    def move(self, position: Position, n: int) -> None:
+    def advance(self, position: Position, n: int) -> None:
         assert isinstance(position, DevicePosition)
         position.value += n
-        self.kernels.launch("move", 1, 1, position.device, n)
-        if self.recording is not None:
-            self.recording.append((position, n))
+        self.kernels.launch("advance", 1, 1, position.device, n)
+        if self.capturing is not None:
+            self.capturing.append((position, n))
 
-    def window(self, table: Array, start: Position, n: int) -> Array:
-        if self.recording is not None:
+    def slice_at(self, table: Array, start: Position, n: int) -> Array:
+        if self.capturing is not None:
             assert isinstance(start, DevicePosition)
             return _array(Window(table, start))
         return table[start.value : start.value + n]
 
-    def extend(
+    def append_kv(
         self, held: tuple[Array, Array], rows: tuple[Array, Array], start: Position
     ) -> tuple[Array, Array]:
         assert isinstance(start, DevicePosition)
@@ -110,20 +110,20 @@ class CupyOps:
         n, n_head, width = k.shape
         place = self._place(start)
         self.kernels.launch(
-            "extend", (-(-n_head * width // 1024), n, 2), 256,
+            "append_kv", (-(-n_head * width // 1024), n, 2), 256,
             k, v, keys, values, *place, n_head, keys.shape[1], width, keys.dtype == np.float16,
         )  # fmt: skip
-        if self.recording is not None:
+        if self.capturing is not None:
             return _array(Window(keys, start)), _array(Window(values, start))
         stop = start.value + n
         return keys[:, :stop].transpose(1, 0, 2), values[:, :stop].transpose(1, 0, 2)
 
-    def repeat(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
-        return Replay(step, self)
+    def capture(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
+        return CapturedStep(step, self)
 
     def _place(self, start: DevicePosition) -> tuple[Any, int]:
         """Where a position is, as kernels are told: on the device while a step is recorded, else by number."""
-        return (None, start.value) if self.recording is None else (start.device, 0)
+        return (None, start.value) if self.capturing is None else (start.device, 0)
 
     # ---- weights
 

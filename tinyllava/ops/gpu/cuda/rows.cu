@@ -127,9 +127,9 @@ KERNEL void rope(const float* x, const float* cos, const float* sin, float* y, c
     y[at + second] = a * s + b * c;
 }
 
-// extend: rows of keys and values (n, g, k) into what is held of them (g, n_ctx, k), from place ``start`` on. Grid
+// append_kv: rows of keys and values (n, g, k) into what is held of them (g, n_ctx, k), from place ``start`` on. Grid
 // (numbers of a row by 1024, n, 2), 256 threads. Four numbers a thread, of one head if k is a multiple of 4.
-KERNEL void extend(const float* k_rows, const float* v_rows, void* k_held, void* v_held, const int* position,
+KERNEL void append_kv(const float* k_rows, const float* v_rows, void* k_held, void* v_held, const int* position,
                    int start, int n_head, int n_ctx, int k, int half) {
     take_turn();
     const float* rows = (blockIdx.z ? v_rows : k_rows) + (size_t)blockIdx.y * n_head * k;
@@ -148,8 +148,8 @@ KERNEL void extend(const float* k_rows, const float* v_rows, void* k_held, void*
         store(held, ((size_t)(j / k) * n_ctx + place) * k + j % k, rows[j], half);
 }
 
-// move: the device's own count of places.
-KERNEL void move(int* position, int n) {
+// advance: the device's own count of places.
+KERNEL void advance(int* position, int n) {
     take_turn();
     *position += n;
 }

@@ -75,7 +75,9 @@ def kernels() -> dict[str, list[str]]:
     return {name: arguments.split(",") for name, arguments in found}
 
 
-LAUNCHED = ("matvec", "embed", "dequantize", "rope", "extend", "move", "attend_any", "swiglu", "halve", "add_bias")
+LAUNCHED = (
+    "matvec", "embed", "dequantize", "rope", "append_kv", "advance", "attend_any", "swiglu", "halve", "add_bias",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAUNCHED)

@@ -49,7 +49,7 @@ class Reader:
         file = open_gguf(path)
         self.ops, self.llama = ops, load_llama(file, read_config(file), ops)
         self.cache = KVCache(self.llama.config, n_ctx, ops)
-        self.step = ops.repeat(self.read)
+        self.step = ops.capture(self.read)
         self.read(PROMPT)
 
     def read(self, ids: Any) -> Any:
@@ -72,16 +72,16 @@ def plain(path: Path, tokens: list[int], ops: NumbaOps | None = None) -> list[np
 
 @contextmanager
 def replays_only(ops: NumbaOps, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Meanwhile no job may come from Python, unless NumPy fills half caches, as it does without HARDWARE_HALF."""
+    """Meanwhile no task may come from Python, unless NumPy fills half caches, as it does without HARDWARE_HALF."""
     if ops._half_cache and not HARDWARE_HALF:
         yield
         return
 
     def run(*_: Any) -> None:
-        raise AssertionError("a job that is not replayed")
+        raise AssertionError("a task that is not replayed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops.team, "run", run)
+        patch.setattr(ops.pool, "run", run)
         yield
 
 
@@ -142,7 +142,7 @@ def test_what_else_is_done_between_replays(kind: str, folder: Path) -> None:
 def test_a_step_within_a_step_is_part_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "llama_gqa-Q4_0.gguf"
     reader, truth = Reader(path, NumbaOps(2)).ready(), plain(path, TOKENS)
-    outer = reader.ops.repeat(lambda ids: reader.ops.add(*[reader.step(ids)] * 2))
+    outer = reader.ops.capture(lambda ids: reader.ops.add(*[reader.step(ids)] * 2))
     for i, token in enumerate(TOKENS[:5]):
         if i < 2:
             found = outer([token])
@@ -155,7 +155,7 @@ def test_a_step_within_a_step_is_part_of_it(folder: Path, monkeypatch: pytest.Mo
 def test_what_another_thread_does_meanwhile_is_not_recorded(folder: Path) -> None:
     path, ops = folder / "llama_gqa-F32.gguf", NumbaOps(2)
     reader, truth, seen = Reader(path, ops), plain(path, TOKENS), []
-    one, other = np.ones((1, 64), np.float32), ops.repeat(lambda ids: ops.embed(reader.llama.token_embd, ids))
+    one, other = np.ones((1, 64), np.float32), ops.capture(lambda ids: ops.embed(reader.llama.token_embd, ids))
     other([1])
 
     def others() -> None:
@@ -168,7 +168,7 @@ def test_what_another_thread_does_meanwhile_is_not_recorded(folder: Path) -> Non
         thread.join()
         return reader.read(ids)
 
-    again = ops.repeat(step)
+    again = ops.capture(step)
     for token, expected in zip(TOKENS, truth, strict=True):
         np.testing.assert_array_equal(again([token]), expected)
     assert len(seen) == 2 * 2
@@ -186,7 +186,7 @@ def test_a_step_that_fails_is_not_recorded(folder: Path) -> None:
             raise ValueError("after its work is done")
         return answer
 
-    again, truth = reader.ops.repeat(step), plain(path, TOKENS)
+    again, truth = reader.ops.capture(step), plain(path, TOKENS)
     again(TOKENS[:1])
     with pytest.raises(ValueError, match="after its work"):
         again(TOKENS[1:2])
@@ -229,7 +229,7 @@ def test_what_cannot_be_recorded_is_done_each_time(what: str, folder: Path) -> N
         calls.append(list(ids))
         return UNRECORDED[what](reader, reader.ops.embed(reader.llama.token_embd, ids))
 
-    again = reader.ops.repeat(step)
+    again = reader.ops.capture(step)
     for token in TOKENS[:5]:
         length = reader.cache.length
         found = again([token]).copy()
@@ -241,7 +241,7 @@ def test_what_cannot_be_recorded_is_done_each_time(what: str, folder: Path) -> N
 @pytest.mark.parametrize("given", [np.ones(1, np.float32), [1, 2], np.ones((1, 1), np.int64), np.ones((2, 3))])
 def test_other_than_one_id_is_not_recorded(given: Any) -> None:
     seen: list[Any] = []
-    again = NumbaOps(1).repeat(lambda x: seen.append(x) or np.zeros(1))
+    again = NumbaOps(1).capture(lambda x: seen.append(x) or np.zeros(1))
     for _ in range(4):
         again(given)
     assert all(x is given for x in seen) and len(seen) == 4
@@ -255,5 +255,5 @@ def test_answers_are_the_same_without_replays(
     for _ in range(2):
         llava = tinyllava.load(folder / f"llama_gqa-{kind}.gguf", backend="numba", threads=2)
         answers += [llava.generate("Why?", (), 12, Sampling(temperature=0.8, seed=s)).tokens for s in (1, 2)]
-        monkeypatch.setattr(NumbaOps, "repeat", lambda _, step: step)
+        monkeypatch.setattr(NumbaOps, "capture", lambda _, step: step)
     assert answers[:2] == answers[2:] and answers[0] != answers[1]
