@@ -23,7 +23,7 @@ KERNELS = [
     "cpu.attention_token.attend_token",
     "cpu.rowwise.rms_norm",
     "cpu.rowwise.keep_halves",
-    "cpu.thread_pool.several",
+    "cpu.thread_pool.run_calls",
 ]
 WANTED = {  # an instruction that shows the vectors: fused products, products of integers, conversions of halves
     "multiply_blocks": "fmla",

@@ -29,7 +29,7 @@ from tinyllava.ops.cpu.capture import CapturedStep, MemoryPosition, TaskRunner
 from tinyllava.ops.cpu.microkernel import BLOCK, FLOAT_TOKENS, LAYOUTS, ROWS, SIDES, TOKENS
 from tinyllava.ops.cpu.quantize_activations import QUANTIZE_ROOM, quantize_others, quantize_tokens
 from tinyllava.ops.cpu.simd.llvm import HARDWARE_HALF
-from tinyllava.ops.cpu.thread_pool import Part, ThreadPool
+from tinyllava.ops.cpu.thread_pool import TaskCall, ThreadPool
 from tinyllava.ops.cpu.unpack import FORMATS
 from tinyllava.ops.cpu.weights import BlockMatrix, FloatMatrix
 from tinyllava.ops.reference import NumpyOps
@@ -85,15 +85,15 @@ class NumbaOps(NumpyOps):
             super().advance(position, n)
             return
         assert isinstance(position, MemoryPosition)
-        capturing.use(position, n, position.limit)
+        capturing.reserve(position, n, position.limit)
         capturing.call(partial(super().advance, position, n))
 
     def slice_at(self, table: Array, start: Position, n: int) -> Array:
         if (capturing := self.runner.capturing) is None:
             return super().slice_at(table, start, n)
         assert isinstance(start, MemoryPosition) and start.value + n <= len(table)
-        capturing.use(start, n, len(table))
-        table, y, at = self.runner.floats(table), self.runner.empty(n, *table.shape[1:]), self.runner.address
+        capturing.reserve(start, n, len(table))
+        table, y, at = self.runner.contiguous(table), self.runner.empty(n, *table.shape[1:]), self.runner.address
         self.runner.run(rowwise.slice_at, n, at(table), at(y), y.size // n, start.address)
         return y
 
@@ -105,15 +105,15 @@ class NumbaOps(NumpyOps):
             return super().append_kv(held, rows, start)
         assert isinstance(start, MemoryPosition) and start.value + n <= limit
         if (capturing := self.runner.capturing) is not None:
-            capturing.use(start, n, limit)
-        k, v = (self.runner.floats(x) for x in rows)
+            capturing.reserve(start, n, limit)
+        k, v = (self.runner.contiguous(x) for x in rows)
         step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
         self.runner.run(
             rowwise.keep_halves if is_half else rowwise.keep_floats, 2 * -(-n // step),
             at(k), at(v), at(held[0]), at(held[1]), n, n_head, d, limit, start.address, step,
         )  # fmt: skip
         stop = start.value + n
-        k, v = (self.runner.window(x[:, :stop].transpose(1, 0, 2), start) for x in held)
+        k, v = (self.runner.cache_slice(x[:, :stop].transpose(1, 0, 2), start) for x in held)
         return k, v
 
     def capture(self, step: Callable[[Any], Array]) -> Callable[[Any], Array]:
@@ -138,7 +138,7 @@ class NumbaOps(NumpyOps):
         index, rows, capturing = np.asarray(ids, dtype=np.int64), table.tensor.rows, self.runner.capturing
         if capturing is None:
             return rows(index)
-        if index is not capturing.given:  # they will not be others when the step is
+        if index is not capturing.token_ids:  # they will not be others when the step is
             self.runner.abandon_capture()
         y = self.runner.empty(len(index), table.shape[1])
         capturing.call(lambda: np.copyto(y, rows(index)))
@@ -157,7 +157,7 @@ class NumbaOps(NumpyOps):
 
     def _multiply(self, x: Array, layers: Layers) -> list[Array]:
         """x (..., d_in) @ W^T + b -> (..., d_out) for each W."""
-        rows = self.runner.floats(x).reshape(-1, x.shape[-1])  # (n, d_in)
+        rows = self.runner.contiguous(x).reshape(-1, x.shape[-1])  # (n, d_in)
         if len(rows) <= DOT_TOKENS:
             answers = self._dots(rows, layers)
         else:
@@ -168,7 +168,8 @@ class NumbaOps(NumpyOps):
     def _dots(self, x: Array, layers: Layers) -> list[Array]:
         """x (n, d_in) @ W^T + b -> (n, d_out) for each W, one token after the other."""
         answers = [self.runner.empty(len(x), w.shape[0]) for w, _ in layers]
-        added = [(y, self.runner.floats(b)) for y, (_, b) in zip(answers, layers, strict=True) if b is not None]
+        given = [(y, b) for y, (_, b) in zip(answers, layers, strict=True) if b is not None]
+        added = [(y, self.runner.contiguous(b)) for y, b in given]
         for t in range(len(x)):
             tokens = {w.token: self._token(x[t], *w.token) for w, _ in layers}  # x in the forms that they ask for
             forms = [chunk for chunk in tokens.items() if chunk[0][0] != dots.FLOATS]
@@ -182,24 +183,24 @@ class NumbaOps(NumpyOps):
         """The addresses of one token x (d_in,) and of its scales, in one of the forms of numba_dot.py."""
         if form == dots.FLOATS:
             return self.runner.address(x), 0
-        token = self.runner.room(f"token {form} {offset}", len(x) + 64)
-        return token, self.runner.room(f"scales {form} {offset}", len(x) + 512)
+        token = self.runner.scratch(f"token {form} {offset}", len(x) + 64)
+        return token, self.runner.scratch(f"scales {form} {offset}", len(x) + 512)
 
-    def _quantize(self, x: Array, form: int, offset: int, token: int, scales: int) -> Part:
+    def _quantize(self, x: Array, form: int, offset: int, token: int, scales: int) -> TaskCall:
         """The task that writes a token x (d_in,) there."""
         arguments = self.runner.address(x), len(x), form, offset, token, scales
         return dots.quantize_token, -(-len(x) // dots.PART), arguments
 
-    def _dot(self, w: BlockMatrix | FloatMatrix, token: tuple[int, int], y: Array) -> Part:
+    def _dot(self, w: BlockMatrix | FloatMatrix, token: tuple[int, int], y: Array) -> TaskCall:
         """The task y (d_out,) = W x, for one token x (d_in,)."""
         d_out, d_in = w.shape
         extra: tuple[int, ...] = ()
         if isinstance(w, BlockMatrix) and w.task is dots.dot_levels:
             size = 576 * (d_in // (2 * BLOCK) + 1)  # as dot_levels lays it out
-            scratch = self.runner.room("levels", size * self.threads)
+            scratch = self.runner.scratch("levels", size * self.threads)
             extra = (w.format.number, int(w.format.sums == "minimum"), scratch, size)
         rows = max(1, min(CHUNK_BYTES // w.row_bytes, -(-d_out // (4 * self.threads))))
-        self.runner.hold(w)
+        self.runner.keep_alive(w)
         arguments = w.address, w.row_bytes, d_out, d_in, *token, self.runner.address(y), rows, *extra
         return w.task, -(-d_out // rows), arguments
 
@@ -249,8 +250,8 @@ class NumbaOps(NumpyOps):
             x = np.pad(x, ((0, 0), (0, -x.shape[1] % columns)))
         n, d = x.shape
         n_groups = -(-(n + (0 if apart is None else len(apart[0]))) // TOKENS)
-        records = self.runner.room("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
-        scratch, at = self.runner.room("rounding", QUANTIZE_ROOM * self.threads), self.runner.address
+        records = self.runner.scratch("records", n_groups * (d // columns) * LAYOUTS[layout].x_size)
+        scratch, at = self.runner.scratch("rounding", QUANTIZE_ROOM * self.threads), self.runner.address
         self.runner.run(quantize_tokens, n_groups, at(x), n, d, layout, offset, records, scratch, n_groups)
         if apart is not None:
             rows, parts = apart
@@ -268,8 +269,8 @@ class NumbaOps(NumpyOps):
         panel = min(TILE_BYTES // tile_size, n_tiles // (4 * self.threads), 4) // SIDES * SIDES or SIDES
         size = panel * tile_size + products.ROOM
         size = -(-size // 64) * 64
-        scratch = self.runner.room("tiles", size * self.threads)
-        bias, at = None if bias is None else self.runner.floats(bias), self.runner.address
+        scratch = self.runner.scratch("tiles", size * self.threads)
+        bias, at = None if bias is None else self.runner.contiguous(bias), self.runner.address
         y = self.runner.empty(n_groups * TOKENS, -(-n_tiles // SIDES) * SIDES * ROWS)
         self.runner.run(
             products.multiply_blocks, -(-n_tiles // panel),
@@ -286,7 +287,7 @@ class NumbaOps(NumpyOps):
         if n % FLOAT_TOKENS:
             x = np.pad(x, ((0, -n % FLOAT_TOKENS), (0, 0)))
         y, size = self.runner.empty(n_groups * FLOAT_TOKENS, n_chunks * columns), 4 * columns * d_in
-        scratch, at = self.runner.room("tiles", size * self.threads), self.runner.address
+        scratch, at = self.runner.scratch("tiles", size * self.threads), self.runner.address
         self.runner.run(
             products.multiply_floats, n_chunks,
             w.address, d_out, d_in, at(x), n_groups, at(y), 4 * y.shape[1], scratch, size,
@@ -297,39 +298,39 @@ class NumbaOps(NumpyOps):
 
     def add(self, x: Array, y: Array) -> Array:
         assert x.shape == y.shape
-        x, y = self.runner.floats(x), self.runner.floats(y)
+        x, y = self.runner.contiguous(x), self.runner.contiguous(y)
         to = self.runner.empty(*x.shape)
         self.runner.run_several([self._sum(x, y, to)])
         return to
 
-    def _sum(self, x: Array, y: Array, to: Array) -> Part:
+    def _sum(self, x: Array, y: Array, to: Array) -> TaskCall:
         """The task to = x + y, of float32 in a row; ``to`` may be x."""
         step, at = _step(x.size), self.runner.address
         return rowwise.sum_of_two, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        x, w = self.runner.floats(x), self.runner.floats(weight)
+        x, w = self.runner.contiguous(x), self.runner.contiguous(weight)
         y, n, d = self.runner.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
         step, at = max(1, CHUNK_NUMBERS // d), self.runner.address
         self.runner.run(rowwise.rms_norm, -(-n // step), at(x), at(w), at(y), n, d, _bits(eps), step)
         return y
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        x, w, b = self.runner.floats(x), self.runner.floats(weight), self.runner.floats(bias)
+        x, w, b = self.runner.contiguous(x), self.runner.contiguous(weight), self.runner.contiguous(bias)
         y, n, d = self.runner.empty(*x.shape), x.size // x.shape[-1], x.shape[-1]
         step, at = max(1, CHUNK_NUMBERS // d), self.runner.address
         self.runner.run(rowwise.layer_norm, -(-n // step), at(x), at(w), at(b), at(y), n, d, _bits(eps), step)
         return y
 
     def activation(self, x: Array, kind: Activation) -> Array:
-        x = self.runner.floats(x)
+        x = self.runner.contiguous(x)
         y, at = self.runner.empty(*x.shape), self.runner.address
         task, step = rowwise.ACTIVATIONS[kind], _step(x.size)
         self.runner.run(task, -(-x.size // step), at(x), at(y), x.size, step)
         return y
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        gate, up = self.runner.floats(gate), self.runner.floats(up)
+        gate, up = self.runner.contiguous(gate), self.runner.contiguous(up)
         y, count, step, at = self.runner.empty(*gate.shape), gate.size, _step(gate.size), self.runner.address
         self.runner.run(rowwise.swiglu, -(-count // step), at(gate), at(y), count, step, at(up))
         return y
@@ -337,7 +338,7 @@ class NumbaOps(NumpyOps):
     # ---- attention
 
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array:
-        x, cos, sin = self.runner.floats(x), self.runner.floats(cos), self.runner.floats(sin)
+        x, cos, sin = self.runner.contiguous(x), self.runner.contiguous(cos), self.runner.contiguous(sin)
         y, (n, n_head, d) = self.runner.empty(*x.shape), x.shape
         step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
         self.runner.run(
@@ -347,15 +348,15 @@ class NumbaOps(NumpyOps):
         return y
 
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array:
-        q, k, v = self.runner.floats(q), self._rows(k), self._rows(v)
-        (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.runner.length(k, v)
+        q, k, v = self.runner.contiguous(q), self._rows(k), self._rows(v)
+        (n, n_head, d), n_head_kv, (m, place, most) = q.shape, k.shape[1], self.runner.kv_length(k, v)
         y, at = self.runner.empty(*q.shape), self.runner.address
         few = n <= DOT_TOKENS
         # Heads that share keys go together, unless that leaves too few chunks for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
         size = int(token_scratch(d, most, heads) if few else attention.scratch_floats(d))
         size = -(-4 * size // 64) * 64
-        scratch = self.runner.room("attention", size * self.threads)
+        scratch = self.runner.scratch("attention", size * self.threads)
         task = attend_token if few else attention.attend_block
         n_blocks = -(-n // attention.QUERIES)
         queries = -(-n // (n_blocks * FLOAT_TOKENS)) * FLOAT_TOKENS  # of a block: the last shall not be small
@@ -375,7 +376,7 @@ class NumbaOps(NumpyOps):
     def _rows(self, x: Array) -> Array:
         """Keys or values with features side by side, float32 or half precision; copied only if they are not so."""
         is_so = x.dtype in (np.float16, np.float32) and x.strides[-1] == x.itemsize
-        return x if is_so else self.runner.floats(x)
+        return x if is_so else self.runner.contiguous(x)
 
 
 def _step(count: int) -> int:
