@@ -49,6 +49,26 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert run(["-c", COMPILES], tmp_path).split()[0] != "compiling"
 
 
+SAME_BITS = """
+import hashlib
+import numpy as np
+import tinyllava
+from tinyllava.quant.quantize import quantize
+llava = tinyllava.load(backend="numba")
+prompt, steps = llava.logits(range(3, 120)), tinyllava.load(backend="numba", n_batch=1).logits(range(3, 8))
+picture = llava.encode_image("tinyllava/demo/demo.png")
+weights = np.random.default_rng(0).standard_normal((64, 1024), np.float32)
+blocks = [quantize(kind, weights) for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")]
+for array in (prompt, steps, picture, *blocks):
+    print(hashlib.sha256(np.ascontiguousarray(array)).hexdigest())
+"""
+
+
+@pytest.mark.timeout(600)
+def test_the_process_that_compiles_computes_what_later_ones_do(tmp_path: Path) -> None:
+    assert run(["-c", SAME_BITS], tmp_path) == run(["-c", SAME_BITS], tmp_path)
+
+
 def test_another_version_of_any_file_here_is_compiled_again(tmp_path: Path) -> None:
     run(["-c", COMPILES], tmp_path)
     older = "import tinyllava.ops.cpu.compile as c; c.STAMP = (('llvm.py', 0.0, 0),)\n" + COMPILES

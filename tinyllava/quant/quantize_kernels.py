@@ -29,8 +29,12 @@ Multiples = npt.NDArray[np.int32]
 F32 = np.float32
 Number = Any  # a float32 or an int32, which only Numba tells apart
 
-# Sums may be reordered, or they could not use vector registers.
-kernel = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+# Sums may be reordered, or they could not use vector registers. What a kernel computes then depends on how LLVM
+# optimises it, so each exists once only: inlined where it is called. Called as a function, it would have a copy in
+# its caller's module, optimised once more, and whether that one or the original runs depends on what was compiled
+# in this process and what came from the cache.
+FAST = {"reassoc", "contract", "nsz", "arcp"}
+kernel = njit(cache=True, nogil=True, fastmath=FAST, forceinline=True, error_model="numpy")
 
 
 @kernel

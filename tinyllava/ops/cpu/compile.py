@@ -4,6 +4,12 @@ Numba's cache notices when the file of a kernel changes, but not when a function
 of another file or an intrinsic that writes LLVM code. So every cached kernel here carries a stamp of all files of
 this folder. (Numba has no public way to say that; where the attribute is missing, its own stamp remains.)
 Kernels must be functions of a module: Numba does not find closures over other kernels in its cache.
+
+Floating-point arithmetic is strict (no ``fastmath``): LLVM may neither fuse a product with a sum nor reorder sums.
+With such freedom the numbers would depend on how often a function has been optimised: a kernel that another one
+calls exists twice, by itself and as a copy in its caller's module that is optimised once more, and the dynamic
+linker takes whichever was loaded first. That is another one in the process that compiles than in those that read
+the cache. So sums that shall use vector registers, and fused products, are written out (simd/).
 """
 
 from __future__ import annotations
@@ -20,8 +26,6 @@ from numba.core.ccallback import CFunc
 
 from tinyllava.ops import compiling
 
-# Sums may be reordered, or they could not use vector registers; NaN and infinity keep their meaning.
-FAST = {"reassoc", "contract", "nsz", "arcp"}
 TASK = types.void(types.int64, types.int64, types.int64)
 
 
@@ -45,9 +49,9 @@ def cached(function: Any) -> Any:
     return function
 
 
-def kernel(function: Callable[..., Any], fastmath: set[str] = FAST) -> Any:
+def kernel(function: Callable[..., Any]) -> Any:
     """Decorator: a function that other kernels, or Python, call; it releases Python's lock."""
-    return cached(njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function))
+    return cached(njit(nogil=True, error_model="numpy", boundscheck=False)(function))
 
 
 def specialize(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
@@ -81,7 +85,7 @@ class Task:
     @cached_property
     def compiled(self) -> Any:
         """The C function."""
-        options = {"nopython": True, "error_model": "numpy", "fastmath": FAST, "boundscheck": False}
+        options = {"nopython": True, "error_model": "numpy", "boundscheck": False}
         function = cached(CFunc(self.python, (TASK.args, TASK.return_type), {}, options))
         function.compile()
         return function

@@ -36,13 +36,20 @@ from tinyllava.ops.cpu.gemv_rows import (
     row_q8_0,
 )
 from tinyllava.ops.cpu.simd.intrinsics import (
+    add,
     bfloat_at,
     clear_bytes,
     float_at,
+    fused,
     half_at,
+    load_bfloats,
+    load_floats,
+    load_halves,
+    no_floats,
     part_halves,
     put_float,
 )
+from tinyllava.ops.cpu.simd.reduce import total
 from tinyllava.ops.cpu.simd.rounding import best_step, quantize_bytes
 from tinyllava.ops.cpu.thread_pool import numbers_at
 from tinyllava.ops.cpu.unpack import levels_row
@@ -106,10 +113,14 @@ def dot_f16(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of half-precision numbers."""
     a = numbers_at(args)
     for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        row, sums = a[0] + r * a[1], np.float32(0.0)
-        for i in range(a[3]):
-            sums += half_at(row + 2 * i) * float_at(a[4] + 4 * i)
-        put_float(a[6] + 4 * r, sums)
+        row, sums, more = a[0] + r * a[1], no_floats(), no_floats()
+        for i in range(0, a[3] - 31, 32):
+            sums = fused(load_halves(row + 2 * i), load_floats(a[4] + 4 * i), sums)
+            more = fused(load_halves(row + 2 * i + 32), load_floats(a[4] + 4 * i + 64), more)
+        rest = total(add(sums, more))
+        for i in range(a[3] // 32 * 32, a[3]):
+            rest += half_at(row + 2 * i) * float_at(a[4] + 4 * i)
+        put_float(a[6] + 4 * r, rest)
 
 
 @task
@@ -117,10 +128,14 @@ def dot_bf16(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of bfloat16."""
     a = numbers_at(args)
     for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        row, sums = a[0] + r * a[1], np.float32(0.0)
-        for i in range(a[3]):
-            sums += bfloat_at(row + 2 * i) * float_at(a[4] + 4 * i)
-        put_float(a[6] + 4 * r, sums)
+        row, sums, more = a[0] + r * a[1], no_floats(), no_floats()
+        for i in range(0, a[3] - 31, 32):
+            sums = fused(load_bfloats(row + 2 * i), load_floats(a[4] + 4 * i), sums)
+            more = fused(load_bfloats(row + 2 * i + 32), load_floats(a[4] + 4 * i + 64), more)
+        rest = total(add(sums, more))
+        for i in range(a[3] // 32 * 32, a[3]):
+            rest += bfloat_at(row + 2 * i) * float_at(a[4] + 4 * i)
+        put_float(a[6] + 4 * r, rest)
 
 
 @task
@@ -128,10 +143,14 @@ def dot_f32(args: int, chunk: int, _thread_id: int) -> None:
     """Rows of float32."""
     a = numbers_at(args)
     for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        row, sums = a[0] + r * a[1], np.float32(0.0)
-        for i in range(a[3]):
-            sums += float_at(row + 4 * i) * float_at(a[4] + 4 * i)
-        put_float(a[6] + 4 * r, sums)
+        row, sums, more = a[0] + r * a[1], no_floats(), no_floats()
+        for i in range(0, a[3] - 31, 32):
+            sums = fused(load_floats(row + 4 * i), load_floats(a[4] + 4 * i), sums)
+            more = fused(load_floats(row + 4 * i + 64), load_floats(a[4] + 4 * i + 64), more)
+        rest = total(add(sums, more))
+        for i in range(a[3] // 32 * 32, a[3]):
+            rest += float_at(row + 4 * i) * float_at(a[4] + 4 * i)
+        put_float(a[6] + 4 * r, rest)
 
 
 # ---- one task for each format: rows chunk * a[7] ... of arguments

@@ -6,7 +6,6 @@ Reference of each: the method of NumpyOps with its name.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,11 @@ from tinyllava.ops.cpu import softmax as numba_softmax
 from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.simd.intrinsics import (
     add,
+    everywhere,
     float_at,
     float_of_bits,
+    fused,
+    fused_one,
     load_floats,
     no_floats,
     power_of_two,
@@ -31,7 +33,7 @@ LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (numba_softmax.LOG2_E, *numb
 TERMS = tuple(np.float32(c) for c in numba_softmax.TERMS)
 
 
-@partial(kernel, fastmath={"contract", "nsz"})  # no "reassoc": what subtracts n * log(2) must stay two steps
+@kernel
 def exp(x: Any) -> Any:
     """e^x to 2 units in the last place, for x up to 88; below -87 it stays at e^-87. NaN stays NaN.
 
@@ -42,15 +44,15 @@ def exp(x: Any) -> Any:
     if x > np.float32(88.0):
         x = np.float32(88.0)
     n = np.rint(x * LOG2_E)
-    r = x - n * LN2_HIGH
-    r = r - n * LN2_LOW
+    r = fused_one(n, -LN2_HIGH, x)
+    r = fused_one(n, -LN2_LOW, r)
     p = TERMS[0]
-    p = p * r + TERMS[1]
-    p = p * r + TERMS[2]
-    p = p * r + TERMS[3]
-    p = p * r + TERMS[4]
-    p = p * r + TERMS[5]
-    return (p * (r * r) + r + np.float32(1.0)) * power_of_two(n)
+    p = fused_one(p, r, TERMS[1])
+    p = fused_one(p, r, TERMS[2])
+    p = fused_one(p, r, TERMS[3])
+    p = fused_one(p, r, TERMS[4])
+    p = fused_one(p, r, TERMS[5])
+    return fused_one(p, r * r, r + np.float32(1.0)) * power_of_two(n)
 
 
 @kernel
@@ -60,6 +62,32 @@ def sigmoid(x: float) -> float:
 
 
 # ---- norms
+
+
+@kernel
+def sum_of_row(row: int, d: int) -> Any:
+    """The sum of d float32 at an address, as 16 sums side by side."""
+    sums = no_floats()
+    for i in range(0, d - 15, 16):
+        sums = add(sums, load_floats(row + 4 * i))
+    rest = total(sums)
+    for i in range(d // 16 * 16, d):
+        rest += float_at(row + 4 * i)
+    return rest
+
+
+@kernel
+def sum_of_squares(row: int, d: int, mean: float) -> Any:
+    """The sum of (x - mean)^2 over d float32 at an address."""
+    sums, centre = no_floats(), everywhere(-mean)
+    for i in range(0, d - 15, 16):
+        x = add(load_floats(row + 4 * i), centre)
+        sums = fused(x, x, sums)
+    rest = total(sums)
+    for i in range(d // 16 * 16, d):
+        x = float_at(row + 4 * i) - mean
+        rest += x * x
+    return rest
 
 
 @task
@@ -88,9 +116,7 @@ def rms_norm(args: int, chunk: int, _thread_id: int) -> None:
     n, d, eps = a[3], a[4], float_of_bits(a[5])
     x, w, y = floats_at(a[0], n, d), floats_at(a[1], 1, d)[0], floats_at(a[2], n, d)
     for t in range(chunk * a[6], min(n, (chunk + 1) * a[6])):
-        squares = np.float32(0.0)
-        for i in range(d):
-            squares += x[t, i] * x[t, i]
+        squares = sum_of_squares(a[0] + 4 * t * d, d, np.float32(0.0))
         scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + eps)
         for i in range(d):
             y[t, i] = x[t, i] * scale * w[i]
@@ -104,13 +130,9 @@ def layer_norm(args: int, chunk: int, _thread_id: int) -> None:
     x, y = floats_at(a[0], n, d), floats_at(a[3], n, d)
     w, b = floats_at(a[1], 1, d)[0], floats_at(a[2], 1, d)[0]
     for t in range(chunk * a[7], min(n, (chunk + 1) * a[7])):
-        total, squares = np.float32(0.0), np.float32(0.0)
-        for i in range(d):
-            total += x[t, i]
-        mean = total / np.float32(d)
-        for i in range(d):
-            squares += (x[t, i] - mean) * (x[t, i] - mean)
-        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + eps)
+        row = a[0] + 4 * t * d
+        mean = sum_of_row(row, d) / np.float32(d)
+        scale = np.float32(1.0) / np.sqrt(sum_of_squares(row, d, mean) / np.float32(d) + eps)
         for i in range(d):
             y[t, i] = (x[t, i] - mean) * scale * w[i] + b[i]
 

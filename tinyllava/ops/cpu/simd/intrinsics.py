@@ -19,6 +19,7 @@ from tinyllava.ops.cpu.simd.llvm import (
     I32,
     I64,
     INTS,
+    call,
     constant,
     emit_dot4,
     emit_fused,
@@ -304,6 +305,12 @@ def to_floats(builder: Any, v: Any) -> Any:
 def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c."""
     return emit_fused(builder, a, b, c)
+
+
+@instruction("f:fff")
+def fused_one(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of three numbers, with one rounding."""
+    return call(builder, "llvm.fma.f32", F32, a, b, c)
 
 
 @instruction("v:vv")
