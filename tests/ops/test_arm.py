@@ -22,7 +22,7 @@ KERNELS = [
     "cpu.attention.attend_block",
     "cpu.attention_token.attend_token",
     "cpu.rowwise.rms_norm",
-    "cpu.rowwise.keep_halves",
+    "cpu.rowwise.append_kv_half",
     "cpu.thread_pool.run_calls",
 ]
 WANTED = {  # an instruction that shows the vectors: fused products, products of integers, conversions of halves
@@ -33,7 +33,7 @@ WANTED = {  # an instruction that shows the vectors: fused products, products of
     "attend_block": "fmla",
     "attend_token": "fcvtl",
     "rms_norm": "fmla",
-    "keep_halves": "fcvtn",
+    "append_kv_half": "fcvtn",
 }
 RUNTIME = re.compile(r"Py|numba_|NRT_|mem(set|cpy)$")  # Python's and Numba's own, and copying
 HARVEST = """

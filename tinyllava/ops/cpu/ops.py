@@ -109,7 +109,7 @@ class NumbaOps(NumpyOps):
         k, v = (self.runner.contiguous(x) for x in rows)
         step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
         self.runner.run(
-            rowwise.keep_halves if is_half else rowwise.keep_floats, 2 * -(-n // step),
+            rowwise.append_kv_half if is_half else rowwise.append_kv_float, 2 * -(-n // step),
             at(k), at(v), at(held[0]), at(held[1]), n, n_head, d, limit, start.address, step,
         )  # fmt: skip
         stop = start.value + n
@@ -235,7 +235,7 @@ class NumbaOps(NumpyOps):
         """
         (n, d), peaks, step = x.shape, np.empty(len(x), np.float32), max(1, CHUNK_NUMBERS // x.shape[1])
         at = self.runner.address
-        self.runner.run(rowwise.peaks, -(-n // step), at(x), at(peaks), n, d, step)
+        self.runner.run(rowwise.outlier_ratio, -(-n // step), at(x), at(peaks), n, d, step)
         rows = np.flatnonzero(peaks > HUGE**2)
         if not 0 < len(rows) <= max(FEW, n // 16):
             return None
@@ -306,7 +306,7 @@ class NumbaOps(NumpyOps):
     def _sum(self, x: Array, y: Array, to: Array) -> TaskCall:
         """The task to = x + y, of float32 in a row; ``to`` may be x."""
         step, at = _step(x.size), self.runner.address
-        return rowwise.sum_of_two, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
+        return rowwise.add_arrays, -(-x.size // step), (at(x), at(to), x.size, step, at(y))
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         x, w = self.runner.contiguous(x), self.runner.contiguous(weight)
@@ -326,7 +326,7 @@ class NumbaOps(NumpyOps):
         x = self.runner.contiguous(x)
         y, at = self.runner.empty(*x.shape), self.runner.address
         task, step = rowwise.ACTIVATIONS[kind], _step(x.size)
-        self.runner.run(task, -(-x.size // step), at(x), at(y), x.size, step)
+        self.runner.run(task, -(-x.size // step), at(x), at(y), x.size, step, at(x))
         return y
 
     def swiglu(self, gate: Array, up: Array) -> Array:
@@ -358,7 +358,7 @@ class NumbaOps(NumpyOps):
         size = -(-4 * size // 64) * 64
         scratch = self.runner.scratch("attention", size * self.threads)
         task = attend_token if few else attention.attend_block
-        n_blocks = -(-n // attention.QUERIES)
+        n_blocks = -(-n // attention.Q_BLOCK)
         queries = -(-n // (n_blocks * FLOAT_TOKENS)) * FLOAT_TOKENS  # of a block: the last shall not be small
         n_chunks = n * n_head // heads if few else n_head * -(-n // queries)
         self.runner.run(

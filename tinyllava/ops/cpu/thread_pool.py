@@ -139,6 +139,12 @@ def floats_at(address: int, rows: int, columns: int) -> Any:
     return carray(_pointer(address), (rows, columns), np.float32)
 
 
+@kernel
+def row_at(address: int, n: int) -> Any:
+    """The n contiguous float32 at an address."""
+    return carray(_pointer(address), (n,), np.float32)
+
+
 # ---- what the threads do
 
 
