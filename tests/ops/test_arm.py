@@ -20,7 +20,7 @@ KERNELS = [
     "cpu.gemv.dot_q4_k",
     "cpu.gemv.dot_q6_k",
     "cpu.attention.attend_block",
-    "cpu.attention_token.attend_token",
+    "cpu.attention.attend_token",
     "cpu.rowwise.rms_norm",
     "cpu.rowwise.append_kv_half",
     "cpu.thread_pool.run_calls",

@@ -24,7 +24,6 @@ from tinyllava.ops.cpu import attention as attention
 from tinyllava.ops.cpu import gemm as products
 from tinyllava.ops.cpu import gemv as dots
 from tinyllava.ops.cpu import rowwise as rowwise
-from tinyllava.ops.cpu.attention_token import attend_token, token_scratch
 from tinyllava.ops.cpu.capture import CapturedStep, MemoryPosition, TaskRunner
 from tinyllava.ops.cpu.microkernel import BLOCK, FLOAT_TOKENS, LAYOUTS, ROWS, SIDES, TOKENS
 from tinyllava.ops.cpu.quantize_activations import QUANTIZE_ROOM, quantize_others, quantize_tokens
@@ -354,10 +353,10 @@ class NumbaOps(NumpyOps):
         few = n <= DOT_TOKENS
         # Heads that share keys go together, unless that leaves too few chunks for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
-        size = int(token_scratch(d, most, heads) if few else attention.scratch_floats(d))
+        size = int(attention.token_scratch(d, most, heads) if few else attention.block_scratch(d))
         size = -(-4 * size // 64) * 64
         scratch = self.runner.scratch("attention", size * self.threads)
-        task = attend_token if few else attention.attend_block
+        task = attention.attend_token if few else attention.attend_block
         n_blocks = -(-n // attention.Q_BLOCK)
         queries = -(-n // (n_blocks * FLOAT_TOKENS)) * FLOAT_TOKENS  # of a block: the last shall not be small
         n_chunks = n * n_head // heads if few else n_head * -(-n // queries)

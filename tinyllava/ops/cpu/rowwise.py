@@ -28,7 +28,7 @@ from tinyllava.ops.cpu.simd.intrinsics import (
 )
 from tinyllava.ops.cpu.simd.reduce import larger, largest_lane, total
 from tinyllava.ops.cpu.softmax import LN2_HIGH, LN2_LOW, LOG2_E, TERMS
-from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, numbers_at, row_at
+from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row_at
 
 
 @kernel
@@ -239,7 +239,7 @@ def rope(args: int, chunk: int, _thread_id: int) -> None:
 def slice_at(args: int, chunk: int, _thread_id: int) -> None:
     """y (n, d) = rows of table (limit, d) from a position on; each chunk is a row."""
     table, y, d, position = arguments_at(args, 4)
-    copy_floats(table + 4 * (numbers_at(position)[0] + chunk) * d, y + 4 * chunk * d, d)
+    copy_floats(table + 4 * (int64_at(position) + chunk) * d, y + 4 * chunk * d, d)
 
 
 @kernel
@@ -261,7 +261,7 @@ def append_kv(args: int, chunk: int, _thread_id: int) -> None:
     """
     keys, values, key_cache, value_cache, n, n_head, d, limit, position, rows = arguments_at(args, 10)
     x, cache = (values, value_cache) if chunk % 2 else (keys, key_cache)
-    start, first = numbers_at(position)[0], chunk // 2 * rows
+    start, first = int64_at(position), chunk // 2 * rows
     for t in range(first, min(n, first + rows)):
         for h in range(n_head):
             STORE_ROW(x + 4 * (t * n_head + h) * d, cache + ITEM_BYTES * (h * limit + start + t) * d, d)
