@@ -22,9 +22,9 @@ KERNELS = {
     "cpu.gemv.GEMV Q4_K": "mul",
     "cpu.gemv.GEMV Q6_K": "mul",
     "cpu.attention.attend_block": "fmla",
-    "cpu.attention_token.attend_token": "fcvtl",
+    "cpu.attention.attend_token": "fcvtl",
     "cpu.rowwise.rms_norm": "fmla",
-    "cpu.rowwise.keep_halves": "fcvtn",
+    "cpu.rowwise.append_kv_half": "fcvtn",
     "cpu.thread_pool.run_calls": "",
 }
 RUNTIME = re.compile(r"Py|numba_|NRT_|mem(set|cpy)$")  # Python's and Numba's own, and copying

@@ -81,7 +81,7 @@ def replays_only(ops: NumbaOps, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         raise AssertionError("a task that is not replayed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops.pool, "run", run)
+        patch.setattr(ops.pool, "run_several", run)
         yield
 
 

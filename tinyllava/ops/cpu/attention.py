@@ -1,11 +1,6 @@
-"""Attention without the matrix of all scores: queries in blocks, and keys in blocks for each (Dao et al. 2022).
+"""Attention of a block of queries, for prompts and pictures, and of one query, for decoding.
 
-For each block of keys the running softmax is corrected: m the largest score so far, s the sum of e^(score - m),
-o the mix of the values with those weights,
-
-    m' = max(m, scores);   c = e^(m - m');   s = c s + sum e^(scores - m');   o = c o + e^(scores - m') @ V
-
-and o / s is the answer after the last block. Keys and values are float32 or half-precision, converted as needed.
+Neither holds the matrix of all scores. Keys and values are float32 or float16, converted as needed.
 Reference: NumpyOps.attention.
 """
 
@@ -15,171 +10,289 @@ import math
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
 from tinyllava.ops.cpu.compile import kernel, task
-from tinyllava.ops.cpu.microkernel import LANES, MR, NR_F32, interleave, microkernel_f32
+from tinyllava.ops.cpu.microkernel import LANES, MR, NR_F32, interleave, loop, microkernel_f32
 from tinyllava.ops.cpu.simd.intrinsics import (
     everywhere,
     float_at,
     half_at,
     load_floats,
+    load_half_vector,
     load_halves,
     put_floats,
     times,
 )
-from tinyllava.ops.cpu.softmax import pad, soften_rows
-from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
+from tinyllava.ops.cpu.simd.llvm import F32, FLOATS, I64, constant, emit_fused, instruction, load, splat, store
+from tinyllava.ops.cpu.simd.reduce import fold_each, sum_lanes
+from tinyllava.ops.cpu.softmax import pad, running_softmax, scale_row, softmax
+from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row_at
 
-QUERIES = 144  # of a block, at most: whole NR_F32, and whole vectors
-KEYS = 64
-COLUMNS = MR  # that a product gives at once
-
-
-@kernel
-def sixteen_at(address: int, is_half: bool) -> Any:
-    """16 numbers, as float32."""
-    return load_halves(address) if is_half else load_floats(address)
+Q_BLOCK = 144  # queries of a block, at most: a multiple of NR_F32 and of 16
+K_BLOCK = 64  # keys of a block
+KV_BLOCK = 16  # the same where there is one query
+COLUMNS = MR  # that the micro-kernel computes at a time
 
 
 @kernel
-def one_at(address: int, is_half: bool) -> Any:
-    """One number, as float32."""
-    return half_at(address) if is_half else float_at(address)
-
-
-@kernel
-def copy_row(at: int, is_half: bool, d: int, to: Any, scale: float) -> None:
-    """d numbers at an address, times ``scale``, as float32; zeros after them."""
-    size, start, factor = 2 if is_half else 4, to.ctypes.data, everywhere(scale)
+def copy_row(source: int, is_float16: bool, d: int, row: Any, scale: float) -> None:
+    """d numbers at an address, times ``scale`` -> row as float32, with zeros after them."""
+    size, start, factor = 2 if is_float16 else 4, row.ctypes.data, everywhere(scale)
     for i in range(0, d - 15, 16):
-        put_floats(start + 4 * i, times(sixteen_at(at + size * i, is_half), factor))
+        at = source + size * i
+        put_floats(start + 4 * i, times(load_halves(at) if is_float16 else load_floats(at), factor))
     for i in range(d // 16 * 16, d):
-        to[i] = one_at(at + size * i, is_half) * scale
-    for i in range(d, to.shape[0]):
-        to[i] = np.float32(0.0)
+        at = source + size * i
+        row[i] = (half_at(at) if is_float16 else float_at(at)) * scale
+    for i in range(d, row.shape[0]):
+        row[i] = np.float32(0.0)
 
 
 @kernel
-def width_of(d: int) -> int:
-    """d features, rounded up to whole products."""
-    return (d + COLUMNS - 1) // COLUMNS * COLUMNS
+def kv_length(m: int, position: int) -> int:
+    """How many keys there are: m, and during a replay the number at the address ``position`` more."""
+    return m + (int64_at(position) if position != 0 else 0)
 
 
 @kernel
-def scratch_floats(d: int) -> int:
-    """Floats of scratch that a thread needs for heads of d features, rounded up."""
-    width = width_of(d)
-    return (2 * QUERIES + 2 * KEYS + LANES) * width + QUERIES * (KEYS + 2)
+def round_up(n: int, unit: int) -> int:
+    """The next multiple of ``unit``."""
+    return (n + unit - 1) // unit * unit
+
+
+# ---- blocks of queries, and blocks of keys for each (Dao et al. 2022, FlashAttention)
+#
+# For each block of keys the running softmax is updated: m is the largest score so far, s the sum of e^(score - m),
+# o the sum of the values with those weights,
+#
+#     m' = max(m, scores);   c = e^(m - m');   s = c s + sum e^(scores - m');   o = c o + e^(scores - m') @ V
+#
+# and o / s is the answer after the last block.
 
 
 @kernel
-def rooms(at: int, width: int) -> Any:
-    """What a thread works on, one after the other in its scratch."""
-    q, o = floats_at(at, QUERIES, width), floats_at(at + 4 * QUERIES * width, QUERIES, width)
-    at += 8 * QUERIES * width
-    k = floats_at(at, KEYS, width)  # in panels of 16 keys: (width, 16) each
-    v = floats_at(at + 4 * KEYS * width, KEYS, width)
-    rows = floats_at(at + 8 * KEYS * width, LANES, width)
-    at += (8 * KEYS + 4 * LANES) * width
-    scores, rest = floats_at(at, QUERIES, KEYS), floats_at(at + 4 * QUERIES * KEYS, 2, QUERIES)
-    return q, o, k, v, rows, scores, rest[0], rest[1]
+def block_scratch(d: int) -> int:
+    """The size of a thread's scratch for heads of d features, in float32: block_arrays."""
+    return (2 * Q_BLOCK + 2 * K_BLOCK + LANES) * round_up(d, COLUMNS) + Q_BLOCK * (K_BLOCK + 2)
 
 
 @kernel
-def keys_of(a: Any) -> int:
-    """How many keys there are: a number, and what stands at an address, if one is given."""
-    return a[8] + (numbers_at(a[18])[0] if a[18] != 0 else 0)
+def block_arrays(at: int, width: int) -> Any:
+    """The arrays that a thread works on, one after the other in its scratch."""
+    q, o = floats_at(at, Q_BLOCK, width), floats_at(at + 4 * Q_BLOCK * width, Q_BLOCK, width)
+    at += 8 * Q_BLOCK * width
+    k = floats_at(at, K_BLOCK, width)  # packed: panels of 16 keys, each (width, 16)
+    v = floats_at(at + 4 * K_BLOCK * width, K_BLOCK, width)
+    rows = floats_at(at + 8 * K_BLOCK * width, LANES, width)  # 16 keys before they are packed
+    at += (8 * K_BLOCK + 4 * LANES) * width
+    scores, rest = floats_at(at, Q_BLOCK, K_BLOCK), floats_at(at + 4 * Q_BLOCK * K_BLOCK, 2, Q_BLOCK)
+    return q, o, k, v, rows, scores, rest[0], rest[1]  # the last two: m and s of each query
 
 
 @task
 def attend_block(args: int, chunk: int, thread_id: int) -> None:
-    """One head of one block of queries.
+    """One head of one block of queries: q and y (n, n_head, d), k and v (m, n_head_kv, d) with strides in bytes.
 
-    q, k, v, y, n, h, g, d, m, causal, is_half, bytes from key to key, from head to head, the same for values,
-    scratch, its size, queries of a block, an address whose number is added to m, or 0.
+    ``block``: how many queries a block has. ``position``: see kv_length.
     """
-    a = numbers_at(args)
-    n, n_head, d, m, causal, is_half = a[4], a[5], a[7], keys_of(a), a[9], a[10] != 0
-    n_blocks, one = (n + a[17] - 1) // a[17], np.float32(1.0)
-    head, first = chunk // n_blocks, chunk % n_blocks * a[17]
-    kv = head // (n_head // a[6])
-    count, width = min(a[17], n - first), width_of(d)
-    q, o, k, v, rows, scores, top, sums = rooms(a[15] + thread_id * a[16], width)
-    for t in range(QUERIES):
-        here = d if t < count else 0
-        copy_row(a[0] + ((first + t) * n_head + head) * d * 4, False, here, q[t], np.float32(1.0 / math.sqrt(d)))
+    (
+        q, k, v, y, n, n_head, n_head_kv, d, m, causal, is_float16,
+        k_stride, k_head_stride, v_stride, v_head_stride, scratch, scratch_size, block, position,
+    ) = arguments_at(args, 19)  # fmt: skip
+    n_blocks, scale, one = (n + block - 1) // block, np.float32(1.0 / math.sqrt(d)), np.float32(1.0)
+    head, first = chunk // n_blocks, chunk % n_blocks * block
+    m, n_queries, kv = kv_length(m, position), min(block, n - first), head // (n_head // n_head_kv)
+    end = m - n + first + n_queries if causal else m  # of the keys that the block's last query sees
+    to_first = (first * n_head + head) * d * 4  # bytes from q, or y, to the block's first query
+    at = scratch + thread_id * scratch_size
+    queries, o, keys, values, rows, scores, largest, sums = block_arrays(at, round_up(d, COLUMNS))
+    for t in range(Q_BLOCK):
+        copy_row(q + to_first + t * n_head * d * 4, False, d if t < n_queries else 0, queries[t], scale)
         copy_row(0, False, 0, o[t], one)
-        top[t], sums[t] = np.float32(-np.inf), np.float32(0.0)
-    seen = m - n + first + count if causal else m
-    for start in range(0, seen, KEYS):
-        here = min(KEYS, seen - start)
-        pack_keys(a[1] + start * a[11] + kv * a[12], a[11], is_half, d, here, rows, k)
-        for j in range(here):
-            copy_row(a[2] + (start + j) * a[13] + kv * a[14], is_half, d, v[j], one)
-        before = m - n + first - start if causal else m  # the first query sees keys 0 .. before; below 0, none
-        score_block(q, k, scores, count, here, before)
-        soften(scores, o, top, sums, count, here, before, rows.ctypes.data)
-        mix_block(scores, v, o, count, here, before)
-    for t in range(count):
-        to = floats_at(a[3] + ((first + t) * n_head + head) * d * 4, 1, d)[0]
-        inverse = one / sums[t]
-        for i in range(d):
-            to[i] = o[t, i] * inverse
+        largest[t], sums[t] = np.float32(-np.inf), np.float32(0.0)
+    for start in range(0, end, K_BLOCK):
+        n_keys = min(K_BLOCK, end - start)
+        pack_keys(k + start * k_stride + kv * k_head_stride, k_stride, is_float16 != 0, d, n_keys, rows, keys)
+        for j in range(n_keys):
+            copy_row(v + (start + j) * v_stride + kv * v_head_stride, is_float16 != 0, d, values[j], one)
+        seen = m - n + first + 1 - start if causal else m  # keys of this block that query 0 sees: visible()
+        score_block(queries, keys, scores, n_queries, n_keys, seen)
+        softmax_block(scores, o, largest, sums, n_queries, n_keys, seen, rows.ctypes.data)
+        mix_block(scores, values, o, n_queries, n_keys, seen)
+    for t in range(n_queries):
+        result = row_at(y + to_first + t * n_head * d * 4, d)
+        copy_row(o[t].ctypes.data, False, d, result, one / sums[t])
 
 
 @kernel
-def pack_keys(at, step, is_half, d, count, rows, k) -> None:  # type: ignore[no-untyped-def]
-    """count keys -> panels of 16, each (width, 16): the 16 numbers of one feature side by side."""
+def visible(seen: int, t: int, n_keys: int) -> int:
+    """How many of a block's n_keys keys query t sees: as many as query 0 and t more, from the first on."""
+    return max(0, min(n_keys, seen + t))
+
+
+@kernel
+def pack_keys(k, stride, is_float16, d, n_keys, rows, keys) -> None:  # type: ignore[no-untyped-def]
+    """n_keys keys -> panels of 16 keys, each (width, 16): a feature of 16 keys side by side."""
     width = rows.shape[1]
-    for panel in range((count + LANES - 1) // LANES):
+    for panel in range(round_up(n_keys, LANES) // LANES):
         for r in range(LANES):
-            here = d if panel * LANES + r < count else 0
-            copy_row(at + (panel * LANES + r) * step, is_half, here, rows[r], np.float32(1.0))
+            j = panel * LANES + r
+            copy_row(k + j * stride, is_float16, d if j < n_keys else 0, rows[r], np.float32(1.0))
         for i in range(0, width, 8):
-            interleave(rows.ctypes.data + 4 * i, 4 * width, k.ctypes.data + (panel * width + i) * 64)
+            interleave(rows.ctypes.data + 4 * i, 4 * width, keys.ctypes.data + (panel * width + i) * 64)
 
 
 @kernel
-def score_block(q, k, scores, count, here, before) -> None:  # type: ignore[no-untyped-def]
-    """scores = q @ k^T, whole tiles of it: what a query does not see means nothing."""
+def score_block(q, k, scores, n_queries, n_keys, seen) -> None:  # type: ignore[no-untyped-def]
+    """scores = q @ k^T, in whole micro-tiles: scores of keys that a query does not see mean nothing."""
     width = q.shape[1]
-    for t in range(0, count, NR_F32):
+    for t in range(0, n_queries, NR_F32):
         for j in range(NR_F32):
             scores[t + j] = np.float32(0.0)
-        for first in range(0, min(here, before + t + NR_F32), COLUMNS):
-            keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * KEYS + first)
-            microkernel_f32(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * KEYS, width)
+        for first in range(0, visible(seen, t + NR_F32 - 1, n_keys), COLUMNS):
+            keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * K_BLOCK + first)
+            microkernel_f32(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * K_BLOCK, width)
 
 
 @kernel
-def soften(scores, o, top, sums, count, here, before, room) -> None:  # type: ignore[no-untyped-def]
-    """The running softmax over the next scores of all queries, which become weights; o is corrected."""
-    n, step = (here + 15) // 16 * 16, 4 * KEYS
-    for first in range(0, count, 16):
-        row, at = scores.ctypes.data + first * step, 4 * first
+def softmax_block(scores, o, largest, sums, n_queries, n_keys, seen, scratch) -> None:  # type: ignore[no-untyped-def]
+    """The running softmax over the block's scores, which become weights; o is corrected."""
+    n, stride, width = round_up(n_keys, 16), 4 * K_BLOCK, o.shape[1]
+    for first in range(0, n_queries, 16):
+        row, at = scores.ctypes.data + first * stride, 4 * first
         for t in range(16):
-            pad(row + t * step, max(0, min(here, before + first + t + 1)), n)
-        correction = soften_rows(row, step, n, top.ctypes.data + at, sums.ctypes.data + at, room)
-        put_floats(room, correction)
-        for t in range(min(16, count - first)):
-            factor = float_at(room + 4 * t)
+            pad(row + t * stride, visible(seen, first + t, n_keys), n)
+        correction = running_softmax(row, stride, n, largest.ctypes.data + at, sums.ctypes.data + at, scratch)
+        put_floats(scratch, correction)
+        for t in range(min(16, n_queries - first)):
+            factor = float_at(scratch + 4 * t)
             if factor != np.float32(1.0):
-                scale_row(o.ctypes.data + 4 * (first + t) * o.shape[1], o.shape[1], factor)
+                scale_row(o.ctypes.data + 4 * (first + t) * width, width, factor)
 
 
 @kernel
-def scale_row(row: int, n: int, factor: float) -> None:
-    """n numbers times a factor; n a multiple of 16."""
-    for i in range(0, n, 16):
-        put_floats(row + 4 * i, times(load_floats(row + 4 * i), everywhere(factor)))
-
-
-@kernel
-def mix_block(scores, v, o, count, here, before) -> None:  # type: ignore[no-untyped-def]
-    """o += scores @ v, whole tiles of it."""
+def mix_block(scores, v, o, n_queries, n_keys, seen) -> None:  # type: ignore[no-untyped-def]
+    """o += scores @ v, in whole micro-tiles: the scores of keys that a query does not see are 0 now."""
     width = v.shape[1]
-    for t in range(0, count, NR_F32):
-        seen = min(here, before + t + NR_F32)  # by the last of these queries
-        for i in range(0, width if seen > 0 else 0, COLUMNS):
-            x, y = scores.ctypes.data + 4 * t * KEYS, o.ctypes.data + 4 * (t * width + i)
-            microkernel_f32(v.ctypes.data + 4 * i, 4 * width, 4 * LANES, x, 4 * KEYS, y, 4 * width, seen)
+    for t in range(0, n_queries, NR_F32):
+        n = visible(seen, t + NR_F32 - 1, n_keys)
+        for i in range(0, width if n > 0 else 0, COLUMNS):
+            x, y = scores.ctypes.data + 4 * t * K_BLOCK, o.ctypes.data + 4 * (t * width + i)
+            microkernel_f32(v.ctypes.data + 4 * i, 4 * width, 4 * LANES, x, 4 * K_BLOCK, y, 4 * width, n)
+
+
+# ---- one query
+#
+# Decoding uses each key, or value, once for each of the heads that share it. A block of 16 is converted to rows of
+# float32 in the first-level cache, and all these heads use it before the next block is loaded: keys are read from
+# memory once, and converted once.
+
+
+def _rows(builder: Any, rows: Any, stride: Any) -> list[Any]:
+    """The addresses of 16 rows."""
+    return [builder.add(rows, builder.mul(stride, ir.Constant(I64, j))) for j in range(KV_BLOCK)]
+
+
+@instruction("v:iiii")
+def score_keys(builder: Any, q: Any, rows: Any, stride: Any, n_vectors: Any) -> Any:
+    """The dot products of a query and 16 keys of n_vectors * 16 features; ``stride`` bytes from key to key."""
+    keys = _rows(builder, rows, stride)
+
+    def body(i: Any, sums: list[Any]) -> list[Any]:
+        at = builder.shl(i, ir.Constant(I64, 6))
+        part = load(builder, builder.add(q, at), FLOATS)
+        return [
+            emit_fused(builder, part, load(builder, builder.add(key, at), FLOATS), sum_)
+            for key, sum_ in zip(keys, sums, strict=True)
+        ]
+
+    sums = loop(builder, n_vectors, [constant(FLOATS, 0.0)] * KV_BLOCK, body)
+    return fold_each(builder, sums, sum_lanes)
+
+
+@instruction("-:iiiii")
+def mix_values(builder: Any, o: Any, weights: Any, rows: Any, stride: Any, n_vectors: Any) -> None:
+    """o += weights (16,) @ 16 values of n_vectors * 16 features; ``stride`` bytes from value to value."""
+    values = _rows(builder, rows, stride)
+    factors = [splat(builder, load(builder, weights, F32, 4 * j)) for j in range(KV_BLOCK)]
+
+    def body(i: Any, _: list[Any]) -> list[Any]:
+        at = builder.shl(i, ir.Constant(I64, 6))
+        place = builder.add(o, at)
+        # Four sums, so that a product need not wait for the one before it.
+        sums = [load(builder, place, FLOATS), *[constant(FLOATS, 0.0)] * 3]
+        for j, (value, factor) in enumerate(zip(values, factors, strict=True)):
+            part = load(builder, builder.add(value, at), FLOATS)
+            sums[j % 4] = emit_fused(builder, part, factor, sums[j % 4])
+        pairs = builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3])
+        store(builder, builder.fadd(*pairs), place)
+        return []
+
+    loop(builder, n_vectors, [], body)
+
+
+@kernel
+def token_scratch(d: int, m: int, heads: int) -> int:
+    """The size of a thread's scratch for ``heads`` heads of d features and m keys, in float32: attend_token."""
+    return round_up(d, 16) * (2 * heads + KV_BLOCK) + round_up(m, 16) * heads
+
+
+@instruction("-:iiiii")
+def convert_block(builder: Any, at: Any, stride: Any, rows: Any, row_stride: Any, n_vectors: Any) -> None:
+    """16 keys or values of n_vectors * 16 float16 -> rows of float32."""
+    halves, floats = _rows(builder, at, stride), _rows(builder, rows, row_stride)
+
+    def body(i: Any, _: list[Any]) -> list[Any]:
+        for half, row in zip(halves, floats, strict=True):
+            numbers = load_half_vector(builder, builder.add(half, builder.shl(i, ir.Constant(I64, 5))))
+            store(builder, numbers, builder.add(row, builder.shl(i, ir.Constant(I64, 6))))
+        return []
+
+    loop(builder, n_vectors, [], body)
+
+
+@kernel
+def load_block(at: int, stride: int, is_float16: bool, d: int, count: int, rows: Any) -> None:
+    """``count`` <= 16 keys or values -> rows (16, width) of float32, padded with zeros."""
+    width = rows.shape[1]
+    if is_float16 and d == width and count == KV_BLOCK:
+        convert_block(at, stride, rows.ctypes.data, 4 * width, width // 16)
+        return
+    for j in range(KV_BLOCK):
+        copy_row(at + j * stride, is_float16, d if j < count else 0, rows[j], np.float32(1.0))
+
+
+@task
+def attend_token(args: int, chunk: int, thread_id: int) -> None:
+    """``heads`` heads of one query, which share their keys and values; the other arguments are attend_block's."""
+    (
+        q, k, v, y, n, n_head, n_head_kv, d, m, causal, is_float16,
+        k_stride, k_head_stride, v_stride, v_head_stride, scratch, scratch_size, heads, position,
+    ) = arguments_at(args, 19)  # fmt: skip
+    t, first = chunk // (n_head // heads), chunk % (n_head // heads) * heads
+    m, kv = kv_length(m, position) - (n - t - 1 if causal else 0), first // (n_head // n_head_kv)
+    at, width, to_first = scratch + thread_id * scratch_size, round_up(d, 16), (t * n_head + first) * d * 4
+    queries, o = floats_at(at, heads, width), floats_at(at + 4 * heads * width, heads, width)
+    rows = floats_at(at + 8 * heads * width, KV_BLOCK, width)
+    scores = floats_at(at + 4 * (2 * heads + KV_BLOCK) * width, heads, round_up(m, 16))
+    for h in range(heads):
+        copy_row(q + to_first + h * d * 4, False, d, queries[h], np.float32(1.0 / math.sqrt(d)))
+        copy_row(0, False, 0, o[h], np.float32(1.0))
+    stride, n_vectors, n_scores = 4 * width, width // 16, scores.shape[1]
+    for j in range(0, m, KV_BLOCK):
+        block = k + kv * k_head_stride + j * k_stride
+        load_block(block, k_stride, is_float16 != 0, d, min(KV_BLOCK, m - j), rows)
+        for h in range(heads):
+            found = score_keys(queries.ctypes.data + h * stride, rows.ctypes.data, stride, n_vectors)
+            put_floats(scores.ctypes.data + 4 * (h * n_scores + j), found)
+    for h in range(heads):
+        softmax(scores.ctypes.data + 4 * h * n_scores, m, n_scores)
+    for j in range(0, m, KV_BLOCK):
+        block = v + kv * v_head_stride + j * v_stride
+        load_block(block, v_stride, is_float16 != 0, d, min(KV_BLOCK, m - j), rows)
+        for h in range(heads):
+            weights = scores.ctypes.data + 4 * (h * n_scores + j)
+            mix_values(o.ctypes.data + h * stride, weights, rows.ctypes.data, stride, n_vectors)
+    for h in range(heads):
+        copy_row(o.ctypes.data + h * stride, False, d, row_at(y + to_first + h * d * 4, d), np.float32(1.0))

@@ -96,9 +96,7 @@ class Task:
         return int(self.compiled.address)
 
 
-def task(function: Callable[..., None]) -> Task:
-    """Decorator."""
-    return Task(function)
+task = Task  # the decorator
 
 
 class _Report(event.Listener):

@@ -126,7 +126,7 @@ def _gemv_call(run: TaskRunner, w: HeldMatrix, token: tuple[int, int], y: Array)
 def sum_call(run: TaskRunner, x: Array, y: Array, to: Array) -> TaskCall:
     """to = x + y, of contiguous float32; ``to`` may be x."""
     step = chunk_size(x.size)
-    return rowwise.sum_of_two, -(-x.size // step), (run.address(x), run.address(to), x.size, step, run.address(y))
+    return rowwise.add_arrays, -(-x.size // step), (run.address(x), run.address(to), x.size, step, run.address(y))
 
 
 def chunk_size(count: int) -> int:
@@ -174,7 +174,7 @@ def split_outliers(run: TaskRunner, x: Array) -> Outliers | None:
     None, too: there they are the long tail of all numbers, and a row more for each costs more time than it gains.
     """
     (n, d), ratios, step = x.shape, np.empty(len(x), np.float32), max(1, CHUNK_NUMBERS // x.shape[1])
-    run.run(rowwise.peaks, -(-n // step), run.address(x), run.address(ratios), n, d, step)
+    run.run(rowwise.outlier_ratio, -(-n // step), run.address(x), run.address(ratios), n, d, step)
     rows = np.flatnonzero(ratios > OUTLIER**2)
     if not 0 < len(rows) <= max(OUTLIER_ROWS, n // 16):
         return None

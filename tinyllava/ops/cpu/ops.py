@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from tinyllava.ops import Activation, Array, RopeKind
 from tinyllava.ops.cpu import attention, matmul, rowwise
-from tinyllava.ops.cpu.attention_token import attend_token, token_scratch
 from tinyllava.ops.cpu.capture import CapturedStep, MemoryPosition, TaskRunner
 from tinyllava.ops.cpu.matmul import CHUNK_NUMBERS, GEMV_TOKENS, HeldMatrix, chunk_size, sum_call
 from tinyllava.ops.cpu.microkernel import NR_F32
@@ -99,7 +98,7 @@ class NumbaOps(NumpyOps):
         k, v = (self.runner.contiguous(x) for x in rows)
         step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
         self.runner.run(
-            rowwise.keep_halves if is_half else rowwise.keep_floats, 2 * -(-n // step),
+            rowwise.append_kv_half if is_half else rowwise.append_kv_float, 2 * -(-n // step),
             at(k), at(v), at(held[0]), at(held[1]), n, n_head, d, limit, start.address, step,
         )  # fmt: skip
         stop = start.value + n
@@ -172,7 +171,7 @@ class NumbaOps(NumpyOps):
         x = self.runner.contiguous(x)
         y, at = self.runner.empty(*x.shape), self.runner.address
         task, step = rowwise.ACTIVATIONS[kind], chunk_size(x.size)
-        self.runner.run(task, -(-x.size // step), at(x), at(y), x.size, step)
+        self.runner.run(task, -(-x.size // step), at(x), at(y), x.size, step, at(x))
         return y
 
     def swiglu(self, gate: Array, up: Array) -> Array:
@@ -200,11 +199,11 @@ class NumbaOps(NumpyOps):
         few = n <= GEMV_TOKENS
         # Heads that share keys go together, unless that leaves too few chunks for the threads.
         heads = n_head // n_head_kv if n_head_kv >= 2 * self.threads else 1
-        size = int(token_scratch(d, most, heads) if few else attention.scratch_floats(d))
+        size = int(attention.token_scratch(d, most, heads) if few else attention.block_scratch(d))
         size = -(-4 * size // 64) * 64
         scratch = self.runner.scratch("attention", size * self.threads)
-        task = attend_token if few else attention.attend_block
-        n_blocks = -(-n // attention.QUERIES)
+        task = attention.attend_token if few else attention.attend_block
+        n_blocks = -(-n // attention.Q_BLOCK)
         queries = -(-n // (n_blocks * NR_F32)) * NR_F32  # of a block: the last shall not be small
         n_chunks = n * n_head // heads if few else n_head * -(-n // queries)
         self.runner.run(

@@ -1,6 +1,7 @@
-"""Operations on one row, or one number, at a time: norms, activations, RoPE. Chunk ``i`` of a task is some rows.
+"""Operations on rows and on single numbers: norms, activations, sums, RoPE, appending to the KV cache.
 
-Reference of each: the method of NumpyOps with its name.
+Each is a task; a chunk of it is some of the rows, or of the numbers. Arrays are contiguous float32, and tasks get
+their addresses. Reference of each: the method of NumpyOps with its name.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu import softmax as numba_softmax
-from tinyllava.ops.cpu.compile import kernel, task
+from tinyllava.ops.cpu.compile import kernel, specialize, task
 from tinyllava.ops.cpu.simd.intrinsics import (
     add,
     everywhere,
@@ -27,17 +27,15 @@ from tinyllava.ops.cpu.simd.intrinsics import (
     times,
 )
 from tinyllava.ops.cpu.simd.reduce import larger, largest_lane, total
-from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
-
-LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (numba_softmax.LOG2_E, *numba_softmax.LN2))
-TERMS = tuple(np.float32(c) for c in numba_softmax.TERMS)
+from tinyllava.ops.cpu.softmax import LN2_HIGH, LN2_LOW, LOG2_E, TERMS
+from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row_at
 
 
 @kernel
 def exp(x: Any) -> Any:
     """e^x to 2 units in the last place, for x up to 88; below -87 it stays at e^-87. NaN stays NaN.
 
-    x = n log(2) + r with |r| <= log(2)/2; e^r by a polynomial, 2^n by its exponent bits (Cephes library, expf.c).
+    By the steps that softmax.py explains; 2^n by its exponent bits.
     """
     if x < np.float32(-87.0):
         x = np.float32(-87.0)
@@ -56,7 +54,7 @@ def exp(x: Any) -> Any:
 
 
 @kernel
-def sigmoid(x: float) -> float:
+def sigmoid(x: Any) -> Any:
     """1 / (1 + e^-x)."""
     return np.float32(1.0) / (np.float32(1.0) + exp(-x))
 
@@ -91,13 +89,12 @@ def sum_of_squares(row: int, d: int, mean: float) -> Any:
 
 
 @task
-def peaks(args: int, chunk: int, _thread_id: int) -> None:
-    """x, y, n rows, d columns, rows for each chunk: y[t] = a row's largest square over the mean of its squares."""
-    a = numbers_at(args)
-    n, d = a[2], a[3]
-    y = floats_at(a[1], 1, n)[0]
-    for t in range(chunk * a[4], min(n, (chunk + 1) * a[4])):
-        row, sums, top = a[0] + 4 * t * d, no_floats(), no_floats()
+def outlier_ratio(args: int, chunk: int, _thread_id: int) -> None:
+    """y (n,): of each row of x (n, d), the largest square over the mean of the squares; ``rows`` rows a chunk."""
+    x, y, n, d, rows = arguments_at(args, 5)
+    ratios = row_at(y, n)
+    for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
+        row, sums, top = x + 4 * t * d, no_floats(), no_floats()
         for i in range(0, d - 15, 16):
             square = times(load_floats(row + 4 * i), load_floats(row + 4 * i))
             sums, top = add(sums, square), larger(square, top)
@@ -106,191 +103,169 @@ def peaks(args: int, chunk: int, _thread_id: int) -> None:
             square = float_at(row + 4 * i) * float_at(row + 4 * i)
             squares += square
             largest = max(largest, square)
-        y[t] = largest * np.float32(d) / squares if squares > 0 else np.float32(0.0)
+        ratios[t] = largest * np.float32(d) / squares if squares > 0 else np.float32(0.0)
 
 
 @task
 def rms_norm(args: int, chunk: int, _thread_id: int) -> None:
-    """x, weight, y, n rows, d columns, eps, rows for each chunk."""
-    a = numbers_at(args)
-    n, d, eps = a[3], a[4], float_of_bits(a[5])
-    x, w, y = floats_at(a[0], n, d), floats_at(a[1], 1, d)[0], floats_at(a[2], n, d)
-    for t in range(chunk * a[6], min(n, (chunk + 1) * a[6])):
-        squares = sum_of_squares(a[0] + 4 * t * d, d, np.float32(0.0))
-        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + eps)
+    """y = x / sqrt(mean of x^2 + eps) * weight, for x and y (n, d); ``rows`` rows a chunk, eps by its bits."""
+    x, weight, y, n, d, eps, rows = arguments_at(args, 7)
+    w = row_at(weight, d)
+    for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
+        row, result = row_at(x + 4 * t * d, d), row_at(y + 4 * t * d, d)
+        squares = sum_of_squares(x + 4 * t * d, d, np.float32(0.0))
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + float_of_bits(eps))
         for i in range(d):
-            y[t, i] = x[t, i] * scale * w[i]
+            result[i] = row[i] * scale * w[i]
 
 
 @task
 def layer_norm(args: int, chunk: int, _thread_id: int) -> None:
-    """x, weight, bias, y, n rows, d columns, eps, rows for each chunk."""
-    a = numbers_at(args)
-    n, d, eps = a[4], a[5], float_of_bits(a[6])
-    x, y = floats_at(a[0], n, d), floats_at(a[3], n, d)
-    w, b = floats_at(a[1], 1, d)[0], floats_at(a[2], 1, d)[0]
-    for t in range(chunk * a[7], min(n, (chunk + 1) * a[7])):
-        row = a[0] + 4 * t * d
-        mean = sum_of_row(row, d) / np.float32(d)
-        scale = np.float32(1.0) / np.sqrt(sum_of_squares(row, d, mean) / np.float32(d) + eps)
+    """y = (x - mean of x) / sqrt(variance of x + eps) * weight + bias, as above."""
+    x, weight, bias, y, n, d, eps, rows = arguments_at(args, 8)
+    w, b = row_at(weight, d), row_at(bias, d)
+    for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
+        row, result = row_at(x + 4 * t * d, d), row_at(y + 4 * t * d, d)
+        mean = sum_of_row(x + 4 * t * d, d) / np.float32(d)
+        squares = sum_of_squares(x + 4 * t * d, d, mean)
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + float_of_bits(eps))
         for i in range(d):
-            y[t, i] = (x[t, i] - mean) * scale * w[i] + b[i]
+            result[i] = (row[i] - mean) * scale * w[i] + b[i]
 
 
-# ---- activations and sums: x, y, how many numbers, numbers for each chunk
-#      Loops count from 0: Numba lets an index be negative, and LLVM must see that this one is not.
+# ---- activations and sums: formulas of x, or of x and another number, and one loop for all of them
 
 
 @kernel
-def part(a: Any, which: int, chunk: int) -> Any:
-    """The chunk's part of the array at address a[which]."""
-    first = chunk * a[3]
-    return floats_at(a[which] + 4 * first, 1, min(a[3], a[2] - first))[0]
-
-
-@task
-def gelu_erf(args: int, chunk: int, _thread_id: int) -> None:
+def gelu_erf(x: Any, _: Any) -> Any:
     """x Phi(x)."""
-    a = numbers_at(args)
-    x, y = part(a, 0, chunk), part(a, 1, chunk)
-    for i in range(x.shape[0]):
-        y[i] = np.float32(0.5) * x[i] * (np.float32(1.0) + math.erf(x[i] * np.float32(math.sqrt(0.5))))
+    return np.float32(0.5) * x * (np.float32(1.0) + math.erf(x * np.float32(math.sqrt(0.5))))
 
 
-@task
-def gelu_tanh(args: int, chunk: int, _thread_id: int) -> None:
-    """(1 + tanh(u)) / 2 = sigmoid(2 u)."""
-    a = numbers_at(args)
-    x, y, twice = part(a, 0, chunk), part(a, 1, chunk), np.float32(2.0 * math.sqrt(2.0 / math.pi))
-    for i in range(x.shape[0]):
-        y[i] = x[i] * sigmoid(twice * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i]))
+@kernel
+def gelu_tanh(x: Any, _: Any) -> Any:
+    """x (1 + tanh(u)) / 2 = x sigmoid(2 u), with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    return x * sigmoid(np.float32(2.0 * math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x))
 
 
-@task
-def gelu_quick(args: int, chunk: int, _thread_id: int) -> None:
+@kernel
+def gelu_quick(x: Any, _: Any) -> Any:
     """x sigmoid(1.702 x)."""
-    a = numbers_at(args)
-    x, y = part(a, 0, chunk), part(a, 1, chunk)
-    for i in range(x.shape[0]):
-        y[i] = x[i] * sigmoid(np.float32(1.702) * x[i])
+    return x * sigmoid(np.float32(1.702) * x)
 
 
-@task
-def silu(args: int, chunk: int, _thread_id: int) -> None:
+@kernel
+def silu(x: Any, _: Any) -> Any:
     """x sigmoid(x)."""
-    a = numbers_at(args)
-    x, y = part(a, 0, chunk), part(a, 1, chunk)
-    for i in range(x.shape[0]):
-        y[i] = x[i] * sigmoid(x[i])
+    return x * sigmoid(x)
 
 
-@task
-def swiglu(args: int, chunk: int, _thread_id: int) -> None:
-    """silu(gate) * up. Arguments: gate, y, count, count for each chunk, up."""
-    a = numbers_at(args)
-    x, y, up = part(a, 0, chunk), part(a, 1, chunk), part(a, 4, chunk)
-    for i in range(x.shape[0]):
-        y[i] = x[i] * sigmoid(x[i]) * up[i]
+@kernel
+def gated_silu(gate: Any, up: Any) -> Any:
+    """silu(gate) * up."""
+    return gate * sigmoid(gate) * up
 
 
-@task
-def sum_of_two(args: int, chunk: int, _thread_id: int) -> None:
-    """x + other, of the same shape. Arguments: x, y, count, count for each chunk, other; y may be x."""
-    a = numbers_at(args)
-    x, y, other = part(a, 0, chunk), part(a, 1, chunk), part(a, 4, chunk)
-    for i in range(x.shape[0]):
-        y[i] = x[i] + other[i]
+@kernel
+def sum_of_two(x: Any, y: Any) -> Any:
+    """x + y."""
+    return x + y
 
 
-ACTIVATIONS = {"gelu_erf": gelu_erf, "gelu_tanh": gelu_tanh, "gelu_quick": gelu_quick, "silu": silu}
+FORMULA = sum_of_two  # of the loop below; its copies have their own
+
+
+def elementwise(args: int, chunk: int, _thread_id: int) -> None:
+    """y = FORMULA(x, other) for ``count`` numbers, ``size`` of them a chunk; y may be x.
+
+    For a formula of x alone, ``other`` may be any array of this size. The loop counts from 0, since Numba lets an
+    index be negative: LLVM must see that it is not, to use vectors.
+    """
+    x, y, count, size, other = arguments_at(args, 5)
+    first, n = 4 * chunk * size, min(size, count - chunk * size)
+    u, v, result = row_at(x + first, n), row_at(other + first, n), row_at(y + first, n)
+    for i in range(n):
+        result[i] = FORMULA(u[i], v[i])
+
+
+ACTIVATIONS = {
+    formula.__name__: task(specialize(elementwise, "all_" + formula.__name__, FORMULA=formula))
+    for formula in (gelu_erf, gelu_tanh, gelu_quick, silu)
+}
+swiglu = task(specialize(elementwise, "swiglu", FORMULA=gated_silu))
+add_arrays = task(specialize(elementwise, "add_arrays", FORMULA=sum_of_two))
 
 
 # ---- position
 
 
-@task
-def rope(args: int, chunk: int, _thread_id: int) -> None:
-    """x, cos, sin, y, tokens, heads, features of a head, pairs turned, pairs are neighbours (or halves), rows."""
-    a = numbers_at(args)
-    n, n_head, d, half, neighbours = a[4], a[5], a[6], a[7], a[8]
-    for t in range(chunk * a[9], min(n, (chunk + 1) * a[9])):
-        cos, sin = floats_at(a[1] + 4 * t * half, 1, half)[0], floats_at(a[2] + 4 * t * half, 1, half)[0]
-        for h in range(n_head):
-            at = 4 * (t * n_head + h) * d
-            turn(a[0] + at, a[3] + at, cos, sin, neighbours)
-            x, y = floats_at(a[0] + at + 8 * half, 1, d)[0], floats_at(a[3] + at + 8 * half, 1, d)[0]
-            for i in range(d - 2 * half):
-                y[i] = x[i]
+@kernel
+def copy_floats(x: int, y: int, n: int) -> None:
+    """n float32 from address x to address y."""
+    row, result = row_at(x, n), row_at(y, n)
+    for i in range(n):
+        result[i] = row[i]
 
 
 @kernel
-def turn(x: int, y: int, cos: Any, sin: Any, neighbours: int) -> None:
-    """Turn the pairs of one head, from address x to address y."""
-    half = cos.shape[0]
-    if neighbours:
-        u, v = floats_at(x, half, 2), floats_at(y, half, 2)
-        for i in range(half):
-            v[i, 0] = u[i, 0] * cos[i] - u[i, 1] * sin[i]
-            v[i, 1] = u[i, 0] * sin[i] + u[i, 1] * cos[i]
-    else:
-        first, second = floats_at(x, 1, half)[0], floats_at(x + 4 * half, 1, half)[0]
-        to_first, to_second = floats_at(y, 1, half)[0], floats_at(y + 4 * half, 1, half)[0]
-        for i in range(half):
-            to_first[i] = first[i] * cos[i] - second[i] * sin[i]
-            to_second[i] = first[i] * sin[i] + second[i] * cos[i]
+def rotate(pairs: Any, result: Any, cos: Any, sin: Any) -> None:
+    """Pairs (n, 2) of one head, each rotated by its angle."""
+    for i in range(cos.shape[0]):
+        result[i, 0] = pairs[i, 0] * cos[i] - pairs[i, 1] * sin[i]
+        result[i, 1] = pairs[i, 0] * sin[i] + pairs[i, 1] * cos[i]
 
 
-# ---- places in a sequence: how many are filled stands at an address
+@task
+def rope(args: int, chunk: int, _thread_id: int) -> None:
+    """y = x (n, n_head, d) with the first n_pairs pairs of each head rotated; cos and sin (n, n_pairs).
+
+    A pair is two features side by side, or, if not ``adjacent``, feature i and feature n_pairs + i.
+    """
+    x, cos, sin, y, n, n_head, d, n_pairs, adjacent, rows = arguments_at(args, 10)
+    for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
+        c, s = row_at(cos + 4 * t * n_pairs, n_pairs), row_at(sin + 4 * t * n_pairs, n_pairs)
+        for at in range(4 * t * n_head * d, 4 * (t + 1) * n_head * d, 4 * d):
+            if adjacent:
+                rotate(floats_at(x + at, n_pairs, 2), floats_at(y + at, n_pairs, 2), c, s)
+            else:
+                rotate(floats_at(x + at, 2, n_pairs).T, floats_at(y + at, 2, n_pairs).T, c, s)
+            copy_floats(x + at + 8 * n_pairs, y + at + 8 * n_pairs, d - 2 * n_pairs)
+
+
+# ---- the KV cache, and tables by position: the position's value stands at an address (capture.py)
 
 
 @task
 def slice_at(args: int, chunk: int, _thread_id: int) -> None:
-    """Row ``chunk`` of a table's (limit, d) from a place on. Arguments: table, y, d, the place's address."""
-    a = numbers_at(args)
-    d, place = a[2], numbers_at(a[3])[0]
-    row, y = floats_at(a[0] + 4 * (place + chunk) * d, 1, d)[0], floats_at(a[1] + 4 * chunk * d, 1, d)[0]
-    for i in range(d):
-        y[i] = row[i]
+    """y (n, d) = rows of table (limit, d) from a position on; each chunk is a row."""
+    table, y, d, position = arguments_at(args, 4)
+    copy_floats(table + 4 * (int64_at(position) + chunk) * d, y + 4 * chunk * d, d)
 
 
 @kernel
-def kept_rows(a: Any, chunk: int, size: int) -> Any:
-    """An chunk of the two tasks below: addresses of its first row and of that row's place in the cache; how many.
+def floats_to_halves(x: int, y: int, n: int) -> None:
+    """n float32 at address x -> float16 at address y."""
+    for i in range(0, n - 15, 16):
+        put_halves(y + 2 * i, load_floats(x + 4 * i))
+    for i in range(n // 16 * 16, n):
+        put_half(y + 2 * i, float_at(x + 4 * i))
 
-    Even chunks are keys and odd ones values; a number of the cache has ``size`` bytes.
+
+ITEM_BYTES, STORE_ROW = 4, copy_floats  # of a cache in float32; a copy of the loop has those of float16
+
+
+def append_kv(args: int, chunk: int, _thread_id: int) -> None:
+    """Keys and values (n, n_head, d) -> their caches (n_head, limit, d), from a position on.
+
+    Even chunks are ``rows`` rows of the keys, odd chunks the same of the values.
     """
-    which, first = chunk % 2, chunk // 2 * a[9]
-    place = numbers_at(a[8])[0] + first
-    return a[which] + 4 * first * a[5] * a[6], a[2 + which] + size * place * a[6], min(a[9], a[4] - first)
-
-
-@task
-def keep_halves(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows (n, g, d) of keys and of values -> half precision, where the cache (g, limit, d) holds them.
-
-    Keys, values, the caches of both, n, g, d, limit, the address of the first row's place, rows for each chunk.
-    """
-    a = numbers_at(args)
-    n_head, d = a[5], a[6]
-    rows, cache, n = kept_rows(a, chunk, 2)
-    for t in range(n):
+    keys, values, key_cache, value_cache, n, n_head, d, limit, position, rows = arguments_at(args, 10)
+    x, cache = (values, value_cache) if chunk % 2 else (keys, key_cache)
+    start, first = int64_at(position), chunk // 2 * rows
+    for t in range(first, min(n, first + rows)):
         for h in range(n_head):
-            row, to = rows + 4 * (t * n_head + h) * d, cache + 2 * (h * a[7] + t) * d
-            for i in range(0, d - 15, 16):
-                put_halves(to + 2 * i, load_floats(row + 4 * i))
-            for i in range(d // 16 * 16, d):
-                put_half(to + 2 * i, float_at(row + 4 * i))
+            STORE_ROW(x + 4 * (t * n_head + h) * d, cache + ITEM_BYTES * (h * limit + start + t) * d, d)
 
 
-@task
-def keep_floats(args: int, chunk: int, _thread_id: int) -> None:
-    """The same in float32."""
-    a = numbers_at(args)
-    n_head, d = a[5], a[6]
-    rows, cache, n = kept_rows(a, chunk, 4)
-    for t in range(n):
-        for h in range(n_head):
-            x = floats_at(rows + 4 * (t * n_head + h) * d, 1, d)[0]
-            y = floats_at(cache + 4 * (h * a[7] + t) * d, 1, d)[0]
-            for i in range(d):
-                y[i] = x[i]
+append_kv_float = task(append_kv)
+append_kv_half = task(specialize(append_kv, "append_kv_half", ITEM_BYTES=2, STORE_ROW=floats_to_halves))

@@ -1,6 +1,6 @@
-"""The vector code of softmax: of one row its largest and its exponentials; of sixteen rows the running softmax.
+"""Softmax in vectors of 16: of one row, and the running softmax of 16 rows (attention.py has its formulas).
 
-Rows are padded to whole vectors of 16 by minus infinity, whose exponential is 0 here.
+A row of scores is padded with minus infinity to whole vectors; its exponential is 0.
 Reference: softmax in reference.py.
 """
 
@@ -20,6 +20,7 @@ from tinyllava.ops.cpu.simd.intrinsics import (
     no_floats,
     put_float,
     put_floats,
+    times,
 )
 from tinyllava.ops.cpu.simd.llvm import FLOATS, INTS, call, constant, emit_fused, instruction, splat
 from tinyllava.ops.cpu.simd.reduce import (
@@ -32,16 +33,20 @@ from tinyllava.ops.cpu.simd.reduce import (
     total,
 )
 
-LOG2_E, LN2 = 1.44269504088896, (0.693359375, -2.12194440e-4)  # log(2) in two parts: Cephes library, expf.c
-TERMS = (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)
-LEAST = -87.0  # of a logarithm; below it e^x is no normal number
+# e^x = 2^n e^r with n = round(x log2(e)), r = x - n log(2), |r| <= log(2) / 2 (the Cephes library, expf.c).
+# log(2) is a sum of two numbers, of which the first has so few digits that n times it is exact.
+LOG2_E, LN2_HIGH, LN2_LOW = (np.float32(c) for c in (1.44269504088896, 0.693359375, -2.12194440e-4))
+TERMS = tuple(
+    np.float32(c) for c in (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)
+)  # of the polynomial for e^r, highest power first
+LEAST = -87.0  # below it e^x is no normal float32
 
 
 def emit_exp(builder: Any, x: Any) -> Any:
-    """e^x of 16 numbers that are not above 0, as numba_rows.exp; 0 below e^-87."""
+    """e^x of 16 numbers that are not above 0, by the steps of rowwise.exp; 0 below e^-87."""
     n = call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(x, constant(FLOATS, LOG2_E)))
-    r = emit_fused(builder, n, constant(FLOATS, -LN2[0]), x)
-    r = emit_fused(builder, n, constant(FLOATS, -LN2[1]), r)
+    r = emit_fused(builder, n, constant(FLOATS, -LN2_HIGH), x)
+    r = emit_fused(builder, n, constant(FLOATS, -LN2_LOW), r)
     p = constant(FLOATS, TERMS[0])
     for term in TERMS[1:]:
         p = emit_fused(builder, p, r, constant(FLOATS, term))
@@ -52,77 +57,80 @@ def emit_exp(builder: Any, x: Any) -> Any:
 
 
 @instruction("v:vf")
-def exp_less(builder: Any, v: Any, less: Any) -> Any:
-    """e^(v - less) of 16 numbers that are not larger than ``less``."""
-    return emit_exp(builder, builder.fsub(v, splat(builder, less)))
+def exp_minus(builder: Any, v: Any, largest: Any) -> Any:
+    """e^(v - largest) of 16 numbers that are not larger than ``largest``."""
+    return emit_exp(builder, builder.fsub(v, splat(builder, largest)))
 
 
 @instruction("v:vv")
-def exp_difference(builder: Any, v: Any, less: Any) -> Any:
-    """e^(v - less), lane by lane; v may be minus infinity."""
-    return emit_exp(builder, builder.fsub(v, less))
+def exp_difference(builder: Any, v: Any, w: Any) -> Any:
+    """e^(v - w), lane by lane, for v not larger than w; v may be minus infinity."""
+    return emit_exp(builder, builder.fsub(v, w))
 
 
 @instruction("v:i")
 def largest_of_each(builder: Any, address: Any) -> Any:
-    """16 vectors at an address -> the largest of each."""
+    """16 vectors at an address -> the largest lane of each."""
     return fold_each(builder, load_sixteen(builder, address), larger_lanes)
 
 
 @kernel
-def pad(row: int, n: int, to: int) -> None:
-    """Minus infinity for the numbers n .. to of a row."""
-    for i in range(n, to):
+def pad(row: int, n: int, padded: int) -> None:
+    """Minus infinity for the elements n to ``padded`` of a row."""
+    for i in range(n, padded):
         put_float(row + 4 * i, np.float32(-np.inf))
 
 
 @kernel
-def largest_lanes(row: int, n: int, least: float) -> Any:
-    """16 numbers, of which the largest is that of n numbers and ``least``; n a multiple of 16."""
-    highest = everywhere(least)
+def largest_lanes(row: int, n: int) -> Any:
+    """A vector whose largest lane is the largest of n numbers; n a multiple of 16, as below."""
+    highest = everywhere(np.float32(-np.inf))
     for i in range(0, n, 16):
         highest = larger(load_floats(row + 4 * i), highest)
     return highest
 
 
 @kernel
-def largest(row: int, n: int, least: float) -> Any:
-    """The largest of n numbers and ``least``."""
-    return largest_lane(largest_lanes(row, n, least))
-
-
-@kernel
-def exponential_lanes(row: int, n: int, less: float) -> Any:
-    """e^(x - less) in place of n numbers, a multiple of 16. Returns 16 numbers whose sum is theirs."""
+def exponentials(row: int, n: int, largest: float) -> Any:
+    """x becomes e^(x - largest) in a row of n numbers. Returns a vector whose lanes add up to their sum."""
     sums = no_floats()
     for i in range(0, n, 16):
-        powers = exp_less(load_floats(row + 4 * i), less)
+        powers = exp_minus(load_floats(row + 4 * i), largest)
         put_floats(row + 4 * i, powers)
         sums = add(sums, powers)
     return sums
 
 
 @kernel
-def exponentials(row: int, n: int, less: float) -> Any:
-    """The same. Returns the sum."""
-    return total(exponential_lanes(row, n, less))
+def scale_row(row: int, n: int, factor: float) -> None:
+    """n numbers times a factor."""
+    for i in range(0, n, 16):
+        put_floats(row + 4 * i, times(load_floats(row + 4 * i), everywhere(factor)))
 
 
 @kernel
-def soften_rows(scores: int, step: int, n: int, top: int, sums: int, room: int) -> Any:
-    """The running softmax of 16 rows, ``step`` bytes apart, over their next n scores, a multiple of 16.
+def softmax(row: int, m: int, n: int) -> None:
+    """The softmax of m scores, in place; zeros after them, up to n."""
+    pad(row, m, n)
+    sums = exponentials(row, n, largest_lane(largest_lanes(row, n)))
+    scale_row(row, n, np.float32(1.0) / total(sums))
 
-    At ``top`` and ``sums`` stand 16 numbers: the largest score so far, and the sum of e^(score - that). Scores
-    become e^(score - the new largest). Returns by what earlier sums are multiplied: e^(old largest - new largest).
-    There is room for 16 vectors, so that 16 rows are folded at once.
+
+@kernel
+def running_softmax(scores: int, stride: int, n: int, largest: int, sums: int, scratch: int) -> Any:
+    """The next n scores of 16 rows, ``stride`` bytes from row to row: s becomes e^(s - the row's largest so far).
+
+    At ``largest`` and ``sums`` stand 16 floats each, which are updated: every row's largest score so far, and the
+    sum of its e^(s - largest). Returns the factors e^(old largest - new largest), which correct what was computed
+    with the old ones. Scratch holds 16 vectors, one for each row, which are reduced together.
     """
     for t in range(16):
-        put_floats(room + 64 * t, largest_lanes(scores + t * step, n, np.float32(-np.inf)))
-    before = load_floats(top)
-    highest = larger(largest_of_each(room), before)
-    put_floats(top, highest)
+        put_floats(scratch + 64 * t, largest_lanes(scores + t * stride, n))
+    before = load_floats(largest)
+    highest = larger(largest_of_each(scratch), before)
+    put_floats(largest, highest)
     for t in range(16):
-        put_floats(room + 64 * t, exponential_lanes(scores + t * step, n, float_at(top + 4 * t)))
+        put_floats(scratch + 64 * t, exponentials(scores + t * stride, n, float_at(largest + 4 * t)))
     correction = exp_difference(before, highest)
-    put_floats(sums, fused(load_floats(sums), correction, sums_of_each(room)))
+    put_floats(sums, fused(load_floats(sums), correction, sums_of_each(scratch)))
     return correction

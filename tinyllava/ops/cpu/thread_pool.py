@@ -18,9 +18,8 @@ time stand on cache lines of their own (8 numbers):
     [16]  STOP              1: the workers are to return
     [24]  TASK              address of the current task's compiled function
     [25]  TASK_ARGUMENTS    address of its arguments
-    [32]  ARGUMENTS         where ThreadPool.run writes the arguments, MAX_ARGUMENTS at most
-    [56]  QUEUES            thread 0's queue: end << 32 | next chunk
-    [64]                    thread 1's queue, and so on
+    [32]  QUEUES            thread 0's queue: end << 32 | next chunk
+    [40]                    thread 1's queue, and so on
 
 A thread takes a chunk by adding 1 to a queue atomically. Then it may read TASK and TASK_ARGUMENTS: they, and what
 they point at, do not change before all chunks of the task are done.
@@ -32,9 +31,10 @@ Tasks that are run again and again, in the same order and with the same argument
 from __future__ import annotations
 
 import platform
-import struct
 import threading
 import weakref
+from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,10 @@ from numba.extending import intrinsic
 from tinyllava.ops.cpu.compile import Task, kernel, task
 from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction, load
 
-CHUNKS_DONE, SLEEPING, STOP, TASK, TASK_ARGUMENTS, ARGUMENTS = 0, 8, 16, 24, 25, 32
-MAX_ARGUMENTS = 24
-QUEUES = ARGUMENTS + MAX_ARGUMENTS
+CHUNKS_DONE, SLEEPING, STOP, TASK, TASK_ARGUMENTS, QUEUES = 0, 8, 16, 24, 25, 32
 CHUNK_BITS = 32  # of a queue: the next chunk; the bits above are the end
 CHUNK_MASK = (1 << CHUNK_BITS) - 1
-MAX_CALLS = (MAX_ARGUMENTS - 1) // 3  # that run_calls can make: three arguments each
-PACK = [struct.Struct(f"{n}q") for n in range(MAX_ARGUMENTS + 1)]
+MAX_ARGUMENTS = 24
 SPINS = 200_000  # pauses before a worker goes to sleep: about a quarter of a second on Zen 4
 
 
@@ -127,9 +124,15 @@ def _arguments_at(_context: Any, _address: Any, count: Any) -> Any:
 arguments_at: Any = intrinsic(_arguments_at)
 
 
+@instruction("i:i")
+def int64_at(builder: Any, address: Any) -> Any:
+    """The int64 at an address."""
+    return load(builder, address, I64)
+
+
 @kernel
 def numbers_at(address: int) -> Any:
-    """The same as an array, for tasks that have a number of arguments that varies."""
+    """A task's arguments as an array."""
     return carray(_pointer(address), (MAX_ARGUMENTS,), np.int64)
 
 
@@ -137,6 +140,12 @@ def numbers_at(address: int) -> Any:
 def floats_at(address: int, rows: int, columns: int) -> Any:
     """The contiguous float32 (rows, columns) at an address."""
     return carray(_pointer(address), (rows, columns), np.float32)
+
+
+@kernel
+def row_at(address: int, n: int) -> Any:
+    """The n contiguous float32 at an address."""
+    return carray(_pointer(address), (n,), np.float32)
 
 
 # ---- what the threads do
@@ -227,11 +236,11 @@ def run_calls(args: int, chunk: int, thread_id: int) -> None:
 
     Arguments: how many tasks, then for each its first chunk, its address, the address of its arguments.
     """
-    a = numbers_at(args)
-    at = 3 * a[0] - 2
-    while chunk < a[at]:
-        at -= 3
-    call_task(a[at + 1], a[at + 2], chunk - a[at], thread_id)
+    entry = args + 8 + 24 * (int64_at(args) - 1)
+    while chunk < int64_at(entry):
+        entry -= 24
+    first, address, arguments = arguments_at(entry, 3)
+    call_task(address, arguments, chunk - first, thread_id)
 
 
 # ---- the pool, in Python
@@ -239,32 +248,19 @@ def run_calls(args: int, chunk: int, thread_id: int) -> None:
 TaskCall = tuple[Task, int, tuple[int, ...]]  # a task, how many chunks, its arguments
 
 
-class ArgumentBuffer:
-    """An array of int64 for the arguments of one task, in the place where the task reads them."""
-
-    def __init__(self, numbers: Any) -> None:
-        self.numbers = numbers
-        self.address: int = numbers.ctypes.data
-
-    def write(self, arguments: tuple[int, ...]) -> int:
-        """Returns the arguments' address."""
-        PACK[len(arguments)].pack_into(self.numbers, 0, *arguments)
-        return self.address
+def store(numbers: Iterable[int], arrays: list[Any]) -> int:
+    """Put an array of int64 into ``arrays``. Returns its address, which is valid while the array is there."""
+    arrays.append(array("q", numbers))
+    return int(arrays[-1].buffer_info()[0])
 
 
-def argument_buffers(n: int) -> list[ArgumentBuffer]:
-    """Buffers for n tasks."""
-    return [ArgumentBuffer(numbers) for numbers in np.zeros((n, MAX_ARGUMENTS), np.int64)]
-
-
-def join(calls: list[TaskCall], buffers: list[ArgumentBuffer]) -> TaskCall:
-    """Several calls that do not wait for each other, at most MAX_CALLS, as one. Each gets one of the buffers."""
-    assert len(calls) <= MAX_CALLS
+def join(calls: list[TaskCall], arrays: list[Any]) -> TaskCall:
+    """Several calls that do not wait for each other as one call, with their arguments stored."""
     if len(calls) == 1:
         return calls[0]
     total, table = 0, [len(calls)]
-    for (one, n_chunks, arguments), buffer in zip(calls, buffers, strict=False):
-        table += total, one.address, buffer.write(arguments)
+    for one, n_chunks, arguments in calls:
+        table += total, one.address, store(arguments, arrays)
         total += n_chunks
     return run_calls, total, tuple(table)
 
@@ -273,13 +269,11 @@ class TaskList:
     """Tasks and their arguments, stored for ThreadPool.run_list: each step is what run_several would be given."""
 
     def __init__(self, steps: list[list[TaskCall]]) -> None:
-        self.buffers = [argument_buffers(len(calls) + 1) for calls in steps]  # the table has their addresses
-        table = []
-        for calls, (own, *others) in zip(steps, self.buffers, strict=True):
-            task, n_chunks, arguments = join(calls, others)
-            table.append((task.address, n_chunks, own.write(arguments)))
-        self.table = np.array(table, np.int64).reshape(-1, 3)
-        self.address = self.table.ctypes.data
+        self.n_tasks = len(steps)
+        self.arrays: list[Any] = []  # whose addresses the table has; the table is the last
+        joined = [join(calls, self.arrays) for calls in steps]
+        table = [(task.address, n, store(arguments, self.arrays)) for task, n, arguments in joined]
+        self.address = store((number for entry in table for number in entry), self.arrays)
 
 
 class ThreadPool:
@@ -291,23 +285,21 @@ class ThreadPool:
         self.state = memory[-memory.ctypes.data // 8 % 8 :]  # from the start of a cache line
         self.address = self.state.ctypes.data
         self.wake = threading.Semaphore(0)
-        self._buffer = ArgumentBuffer(self.state[ARGUMENTS : ARGUMENTS + MAX_ARGUMENTS])
-        self._buffers = argument_buffers(MAX_CALLS)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._started = False
 
     def run(self, task: Task, n_chunks: int, *arguments: int) -> None:
         """Run all chunks of a task. Arguments are integers: addresses and sizes."""
-        with self._lock:
-            self._start()
-            sleeping = run_task(self.address, self.size, task.address, n_chunks, self._buffer.write(arguments))
-        self._wake(sleeping)
+        self.run_several([(task, n_chunks, arguments)])
 
     def run_several(self, calls: list[TaskCall]) -> None:
-        """Run several tasks that do not wait for each other, at most MAX_CALLS, as one task."""
+        """Run several tasks that do not wait for each other, as if they were one."""
+        arrays: list[Any] = []
+        task, n_chunks, arguments = join(calls, arrays)
         with self._lock:
-            task, n_chunks, arguments = join(calls, self._buffers)
-            self.run(task, n_chunks, *arguments)
+            self._start()
+            sleeping = run_task(self.address, self.size, task.address, n_chunks, store(arguments, arrays))
+        self._wake(sleeping)
 
     def run_list(self, tasks: TaskList) -> None:
         """Run the tasks of a list, each when the one before it is done.
@@ -318,7 +310,7 @@ class ThreadPool:
         with self._lock:
             self._start()
             self._wake(int(self.state[SLEEPING]))
-            sleeping = run_table(self.address, self.size, tasks.address, len(tasks.table))
+            sleeping = run_table(self.address, self.size, tasks.address, tasks.n_tasks)
         self._wake(sleeping)
 
     def _wake(self, n: int) -> None:
