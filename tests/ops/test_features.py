@@ -73,3 +73,41 @@ def test_another_version_of_any_file_here_is_compiled_again(tmp_path: Path) -> N
     run(["-c", COMPILES], tmp_path)
     older = "import tinyllava.ops.cpu.compile as c; c.STAMP = (('llvm.py', 0.0, 0),)\n" + COMPILES
     assert run(["-c", older], tmp_path).split()[0] == "compiling"
+
+
+SPECIALIZED = """
+from tinyllava.ops.compiling import watch
+from tinyllava.ops.cpu.compile import kernel, specialize, task
+
+COMBINE, FACTOR = max, 0  # which the copies replace
+
+@kernel
+def total(x, y):
+    return x + y
+
+@kernel
+def product(x, y):
+    return x * y
+
+def scaled(x, y):
+    return FACTOR * COMBINE(x, y)
+
+scaled_total = kernel(specialize(scaled, "scaled_total", COMBINE=total, FACTOR=10))
+scaled_product = kernel(specialize(scaled, "scaled_product", COMBINE=product, FACTOR=100))
+
+def chunk_of(args, chunk, thread_id):
+    COMBINE(args, chunk + thread_id)
+
+tasks = [task(specialize(chunk_of, f"chunk_{c.__name__}", COMBINE=c)) for c in (total, product)]
+
+if __name__ == "__main__":
+    with watch(lambda: print("compiling")):
+        print(scaled_total(3, 4), scaled_product(3, 4), tasks[0].address != tasks[1].address)
+"""
+
+
+def test_specialized_copies_are_found_in_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "copies.py").write_text(SPECIALIZED)
+    for first_word in (["compiling"], []):
+        words = run([str(tmp_path / "copies.py")], tmp_path, PYTHONPATH=str(ROOT)).split()
+        assert words == [*first_word, "70", "1200", "True"]

@@ -53,7 +53,7 @@ def test_a_script_is_its_jobs_in_order_each_time(size: int) -> None:
     members, n = thread_pool.ThreadPool(size), 37
     x, y, z = (np.zeros(n, np.float32) for _ in range(3))
     at = [array.ctypes.data for array in (x, y, z)]
-    steps: list[list[thread_pool.Part]] = [
+    steps: list[list[thread_pool.TaskCall]] = [
         [(shift, n, (at[0], at[1], n, 1))],  # y = 2 x + 1
         [(shift, n, (at[0], at[2], n, 5)), (shift, n, (at[1], at[1], n, 2))],  # z = 2 x + 5; y = 2 y + 2
         [(shift, 0, ())],
@@ -64,13 +64,13 @@ def test_a_script_is_its_jobs_in_order_each_time(size: int) -> None:
     for i in range(3):
         if i == 2 and size > 1:
             time.sleep(0.5)  # time enough to fall asleep
-        others: list[thread_pool.Part] = [(shift, n, (at[1], at[1], n, 0)), (shift, n, (at[1], at[2], n, 0))]
+        others: list[thread_pool.TaskCall] = [(shift, n, (at[1], at[1], n, 0)), (shift, n, (at[1], at[2], n, 0))]
         members.run_several(others)  # in the rooms that the script's tasks must not use
-        members.replay(script)
+        members.run_list(script)
         np.testing.assert_array_equal(z, 2 * truth + 5)
         truth = 8 * truth + 11
         np.testing.assert_array_equal(x, truth)
-    members.replay(thread_pool.TaskList([]))
+    members.run_list(thread_pool.TaskList([]))
 
 
 def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllava.ops.cpu.workspace import SMALL_BYTES, Buffers
+from tinyllava.ops.cpu.workspace import SMALL_BYTES, BufferPool
 
 N = SMALL_BYTES // 4
 
@@ -16,7 +16,7 @@ def address(x: np.ndarray) -> int:
 
 
 def test_a_free_buffer_is_used_again_and_a_held_one_is_not() -> None:
-    buffers = Buffers()
+    buffers = BufferPool()
     first = buffers.empty(2, N)
     where, view = address(first), first[1:, 3:]
     assert address(buffers.empty(2, N)) != where
@@ -27,7 +27,7 @@ def test_a_free_buffer_is_used_again_and_a_held_one_is_not() -> None:
 
 
 def test_free_buffers_are_let_go_when_there_are_too_many() -> None:
-    buffers = Buffers(keep_bytes=16 * SMALL_BYTES)
+    buffers = BufferPool(keep_bytes=16 * SMALL_BYTES)
     held = buffers.empty(N)
     buffers.empty(4 * N)
     buffers.empty(10 * N)
@@ -38,7 +38,7 @@ def test_free_buffers_are_let_go_when_there_are_too_many() -> None:
 
 
 def test_small_arrays_are_kept_too_if_asked_for() -> None:
-    buffers = Buffers(small_bytes=0)
+    buffers = BufferPool(small_bytes=0)
     first, other = buffers.empty(2, 3), np.empty((2, 3), np.float32)
     where = address(first)
     assert buffers.owns(first) and buffers.owns(first.reshape(6)[1:]) and not buffers.owns(other)
@@ -49,7 +49,7 @@ def test_small_arrays_are_kept_too_if_asked_for() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=30))
 def test_live_arrays_never_share_memory(steps: list[tuple[int, bool]]) -> None:
-    buffers, live = Buffers(), []
+    buffers, live = BufferPool(), []
     for i, (size, keep) in enumerate(steps):
         x = buffers.empty(size, N // 2)
         assert x.shape == (size, N // 2) and x.dtype == np.float32

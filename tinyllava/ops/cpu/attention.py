@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.cpu.compile import kernel, task
-from tinyllava.ops.cpu.microkernel import FLOAT_TOKENS, ROWS, SIDES, interleave, outer
+from tinyllava.ops.cpu.microkernel import LANES, MR, NR_F32, interleave, microkernel_f32
 from tinyllava.ops.cpu.simd.intrinsics import (
     everywhere,
     float_at,
@@ -30,9 +30,9 @@ from tinyllava.ops.cpu.simd.intrinsics import (
 from tinyllava.ops.cpu.softmax import pad, soften_rows
 from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
 
-QUERIES = 144  # of a block, at most: whole FLOAT_TOKENS, and whole vectors
+QUERIES = 144  # of a block, at most: whole NR_F32, and whole vectors
 KEYS = 64
-COLUMNS = SIDES * ROWS  # that a product gives at once
+COLUMNS = MR  # that a product gives at once
 
 
 @kernel
@@ -69,7 +69,7 @@ def width_of(d: int) -> int:
 def scratch_floats(d: int) -> int:
     """Floats of scratch that a thread needs for heads of d features, rounded up."""
     width = width_of(d)
-    return (2 * QUERIES + 2 * KEYS + ROWS) * width + QUERIES * (KEYS + 2)
+    return (2 * QUERIES + 2 * KEYS + LANES) * width + QUERIES * (KEYS + 2)
 
 
 @kernel
@@ -79,8 +79,8 @@ def rooms(at: int, width: int) -> Any:
     at += 8 * QUERIES * width
     k = floats_at(at, KEYS, width)  # in panels of 16 keys: (width, 16) each
     v = floats_at(at + 4 * KEYS * width, KEYS, width)
-    rows = floats_at(at + 8 * KEYS * width, ROWS, width)
-    at += (8 * KEYS + 4 * ROWS) * width
+    rows = floats_at(at + 8 * KEYS * width, LANES, width)
+    at += (8 * KEYS + 4 * LANES) * width
     scores, rest = floats_at(at, QUERIES, KEYS), floats_at(at + 4 * QUERIES * KEYS, 2, QUERIES)
     return q, o, k, v, rows, scores, rest[0], rest[1]
 
@@ -131,10 +131,10 @@ def attend_block(args: int, chunk: int, thread_id: int) -> None:
 def pack_keys(at, step, is_half, d, count, rows, k) -> None:  # type: ignore[no-untyped-def]
     """count keys -> panels of 16, each (width, 16): the 16 numbers of one feature side by side."""
     width = rows.shape[1]
-    for panel in range((count + ROWS - 1) // ROWS):
-        for r in range(ROWS):
-            here = d if panel * ROWS + r < count else 0
-            copy_row(at + (panel * ROWS + r) * step, is_half, here, rows[r], np.float32(1.0))
+    for panel in range((count + LANES - 1) // LANES):
+        for r in range(LANES):
+            here = d if panel * LANES + r < count else 0
+            copy_row(at + (panel * LANES + r) * step, is_half, here, rows[r], np.float32(1.0))
         for i in range(0, width, 8):
             interleave(rows.ctypes.data + 4 * i, 4 * width, k.ctypes.data + (panel * width + i) * 64)
 
@@ -143,12 +143,12 @@ def pack_keys(at, step, is_half, d, count, rows, k) -> None:  # type: ignore[no-
 def score_block(q, k, scores, count, here, before) -> None:  # type: ignore[no-untyped-def]
     """scores = q @ k^T, whole tiles of it: what a query does not see means nothing."""
     width = q.shape[1]
-    for t in range(0, count, FLOAT_TOKENS):
-        for j in range(FLOAT_TOKENS):
+    for t in range(0, count, NR_F32):
+        for j in range(NR_F32):
             scores[t + j] = np.float32(0.0)
-        for first in range(0, min(here, before + t + FLOAT_TOKENS), COLUMNS):
+        for first in range(0, min(here, before + t + NR_F32), COLUMNS):
             keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * KEYS + first)
-            outer(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * KEYS, width)
+            microkernel_f32(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * KEYS, width)
 
 
 @kernel
@@ -178,8 +178,8 @@ def scale_row(row: int, n: int, factor: float) -> None:
 def mix_block(scores, v, o, count, here, before) -> None:  # type: ignore[no-untyped-def]
     """o += scores @ v, whole tiles of it."""
     width = v.shape[1]
-    for t in range(0, count, FLOAT_TOKENS):
-        seen = min(here, before + t + FLOAT_TOKENS)  # by the last of these queries
+    for t in range(0, count, NR_F32):
+        seen = min(here, before + t + NR_F32)  # by the last of these queries
         for i in range(0, width if seen > 0 else 0, COLUMNS):
             x, y = scores.ctypes.data + 4 * t * KEYS, o.ctypes.data + 4 * (t * width + i)
-            outer(v.ctypes.data + 4 * i, 4 * width, 4 * ROWS, x, 4 * KEYS, y, 4 * width, seen)
+            microkernel_f32(v.ctypes.data + 4 * i, 4 * width, 4 * LANES, x, 4 * KEYS, y, 4 * width, seen)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from numba import njit, types
@@ -51,6 +52,27 @@ def cached(function: Any) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Decorator: a function that other kernels, or Python, call; it releases Python's lock."""
     return cached(njit(nogil=True, error_model="numpy", boundscheck=False)(function))
+
+
+def specialize(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
+    """A copy of a plain function, called ``name``, in which some of its module's names mean something else.
+
+    One loop then serves many variants, and each is compiled as if it had been written out:
+
+        def row(w, x):  # a dot product; UNPACK is some kernel of this module
+            return dot(UNPACK(w), x)
+
+        row_q4_0 = kernel(specialize(row, "row_q4_0", UNPACK=unpack_q4_0))
+        row_q8_0 = kernel(specialize(row, "row_q8_0", UNPACK=unpack_q8_0))
+
+    A kernel passed as an argument or held by a closure would defeat Numba's disk cache; module-level names do not.
+    The cache files a function under its module, name and first line, so each copy needs a name of its own. A copy
+    knows the names that its module has when it is made: make it below everything that the function uses.
+    """
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(function.__code__, {**function.__globals__, **names}, name, function.__defaults__)
+    copy.__module__, copy.__qualname__, copy.__doc__ = function.__module__, name, function.__doc__
+    return copy
 
 
 class Task:

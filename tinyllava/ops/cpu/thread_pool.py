@@ -1,26 +1,32 @@
-"""Threads that share one operation's work, awake within a microsecond.
+"""A thread pool that shares out a task within a microsecond.
 
-An operation of a small model takes 20 us, about what it costs to wake a sleeping thread; so between operations
-the helpers spin in compiled code, without Python's lock, and sleep only when nothing has come for a while.
+An operation of a small model takes 20 us, about what it costs to wake a sleeping thread. So between tasks the
+workers spin in compiled code, without Python's lock, and sleep only after a quarter of a second without work.
 
-A task is a compiled function task(arguments, chunk, thread_id): ``arguments`` the address of int64 numbers,
-``chunk`` which part of the work, ``thread_id`` which thread. Each thread has a run of chunks of its own, since
-memory is read fastest by threads that each read on and on (42 GB/s from a mapped file, where threads that take
-pieces of 64 KiB in turn get 32); who has finished takes from the others' runs. Each chunk is computed the same
-way whoever does it: results do not depend on the number of threads.
+A task is a compiled function task(arguments, chunk, thread_id): ``arguments`` is the address of int64 numbers
+(addresses and sizes), ``chunk`` says which part of the work to do, ``thread_id`` which thread does it. The chunks
+are dealt out in contiguous queues, one for each thread: memory is read fastest by threads that each read on and on
+(42 GB/s from a mapped file, where threads that take pieces of 64 KiB in turn get 32). A thread whose queue is
+empty takes chunks from the others' queues. A chunk is computed in the same way whoever does it: results do not
+depend on the number of threads.
 
-All that threads say to each other stands in the ``board``, an array of int64:
+Threads communicate through the shared state, an array of int64. Numbers that different threads write at the same
+time stand on cache lines of their own (8 numbers):
 
-    DONE        chunks finished                     TASK         address of the compiled function
-    ASLEEP      helpers that wait for ``wake``     WHERE       address of its arguments
-    STOP        helpers shall return               ARGUMENTS   room for them
-    TICKETS     one for each thread: the end of its run << 32 | its next chunk; taking one is an atomic + 1
+    [ 0]  CHUNKS_DONE       of the current task
+    [ 8]  SLEEPING          how many workers wait for the semaphore ``wake``
+    [16]  STOP              1: the workers are to return
+    [24]  TASK              address of the current task's compiled function
+    [25]  TASK_ARGUMENTS    address of its arguments
+    [32]  ARGUMENTS         where ThreadPool.run writes the arguments, MAX_ARGUMENTS at most
+    [56]  QUEUES            thread 0's queue: end << 32 | next chunk
+    [64]                    thread 1's queue, and so on
 
-A thread that has taken an chunk may read TASK and WHERE: neither they nor what they point at can change before its
-chunk is done.
+A thread takes a chunk by adding 1 to a queue atomically. Then it may read TASK and TASK_ARGUMENTS: they, and what
+they point at, do not change before all chunks of the task are done.
 
-Tasks that come again and again, always in the same order and with the same arguments, are written down once as a
-TaskList. A replay goes through it in compiled code; each task finds its arguments where the script holds them.
+Tasks that are run again and again, in the same order and with the same arguments, are written into a TaskList once
+(capture.py); the pool goes through the list in compiled code.
 """
 
 from __future__ import annotations
@@ -34,76 +40,70 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
 from tinyllava.ops.cpu.compile import Task, kernel, task
-from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction
+from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction, load
 
-DONE, ASLEEP, STOP, TASK, ARGUMENTS = 0, 8, 16, 24, 32  # in int64: each on its own cache line
-WHERE = TASK + 1  # read and written together with it
+CHUNKS_DONE, SLEEPING, STOP, TASK, TASK_ARGUMENTS, ARGUMENTS = 0, 8, 16, 24, 25, 32
 MAX_ARGUMENTS = 24
-TICKETS = ARGUMENTS + MAX_ARGUMENTS
-CHUNK_BITS = 32
+QUEUES = ARGUMENTS + MAX_ARGUMENTS
+CHUNK_BITS = 32  # of a queue: the next chunk; the bits above are the end
 CHUNK_MASK = (1 << CHUNK_BITS) - 1
-MAX_PARTS = (MAX_ARGUMENTS - 1) // 3  # of a task made of tasks
+MAX_CALLS = (MAX_ARGUMENTS - 1) // 3  # that run_calls can make: three arguments each
 PACK = [struct.Struct(f"{n}q") for n in range(MAX_ARGUMENTS + 1)]
-SPINS = 200_000  # pauses before a helper goes to sleep: about a quarter of a second on Zen 4
+SPINS = 200_000  # pauses before a worker goes to sleep: about a quarter of a second on Zen 4
 
 
 # ---- atomics
 
 
-def _number_at(builder: Any, address: Any) -> Any:
+def _int64_at(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, I64.as_pointer())
 
 
 @instruction("i:ii")
 def add_atomically(builder: Any, address: Any, value: Any) -> Any:
     """Add to the int64 at an address; returns what stood there before."""
-    return builder.atomic_rmw("add", _number_at(builder, address), value, "seq_cst")
+    return builder.atomic_rmw("add", _int64_at(builder, address), value, "seq_cst")
 
 
 @instruction("i:i")
 def read_atomically(builder: Any, address: Any) -> Any:
     """The int64 at an address, with all that was written before it."""
-    return builder.load_atomic(_number_at(builder, address), "acquire", 8)
+    return builder.load_atomic(_int64_at(builder, address), "acquire", 8)
 
 
 @instruction("-:ii")
 def write_atomically(builder: Any, address: Any, value: Any) -> None:
     """Store an int64 after all that was written before it."""
-    builder.store_atomic(value, _number_at(builder, address), "seq_cst", 8)
+    builder.store_atomic(value, _int64_at(builder, address), "seq_cst", 8)
 
 
 @instruction("-:iiii")
-def call_task(builder: Any, address: Any, arguments: Any, chunk: Any, who: Any) -> None:
+def call_task(builder: Any, address: Any, arguments: Any, chunk: Any, thread_id: Any) -> None:
     """Call the task at an address."""
     kind = ir.FunctionType(ir.VoidType(), [I64] * 3).as_pointer()
-    builder.call(builder.inttoptr(address, kind), [arguments, chunk, who])
+    builder.call(builder.inttoptr(address, kind), [arguments, chunk, thread_id])
 
 
 @instruction("-:")
 def pause(builder: Any) -> None:
     """Tell the processor that this is a waiting loop."""
-    if _family() == "x86":
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64", "i686"):
         call(builder, "llvm.x86.sse2.pause", ir.VoidType())
-    elif _family() == "arm":
+    elif machine in ("aarch64", "arm64"):
         call(builder, "llvm.aarch64.hint", ir.VoidType(), ir.Constant(I32, 1))
 
 
-def _family() -> str:
-    machine = platform.machine().lower()
-    if machine in ("x86_64", "amd64", "i686"):
-        return "x86"
-    return "arm" if machine in ("aarch64", "arm64") else ""
-
-
-# ---- addresses as arrays
+# ---- what stands at an address
 
 
 @intrinsic
 def _pointer(_context: Any, _address: Any) -> Any:
-    """An address as a pointer to nothing in particular."""
+    """An address as a void pointer."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
@@ -111,108 +111,122 @@ def _pointer(_context: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), codegen
 
 
+def _arguments_at(_context: Any, _address: Any, count: Any) -> Any:
+    """A task's arguments as a tuple: ``x, y, n = arguments_at(args, 3)`` names them. The count is a constant."""
+    if not isinstance(count, types.IntegerLiteral):
+        raise RequireLiteralValue("count")
+    kind = types.UniTuple(types.int64, count.literal_value)
+
+    def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        numbers = [load(builder, values[0], I64, 8 * i) for i in range(kind.count)]
+        return context.make_tuple(builder, kind, numbers)
+
+    return kind(types.int64, count), codegen
+
+
+arguments_at: Any = intrinsic(_arguments_at)
+
+
 @kernel
 def numbers_at(address: int) -> Any:
-    """A task's arguments as an array."""
+    """The same as an array, for tasks that have a number of arguments that varies."""
     return carray(_pointer(address), (MAX_ARGUMENTS,), np.int64)
 
 
 @kernel
-def bytes_at(address: int, rows: int, columns: int) -> Any:
-    """(rows, columns) bytes in a row."""
-    return carray(_pointer(address), (rows, columns), np.uint8)
-
-
-@kernel
 def floats_at(address: int, rows: int, columns: int) -> Any:
-    """(rows, columns) float32 in a row."""
+    """The contiguous float32 (rows, columns) at an address."""
     return carray(_pointer(address), (rows, columns), np.float32)
 
 
-# ---- the two sides
+# ---- what the threads do
 
 
 @kernel
-def ticket_of(board: int, thread_id: int) -> int:
-    """Where a thread's ticket stands."""
-    return board + 8 * (TICKETS + 8 * thread_id)
+def queue_of(state: int, thread_id: int) -> int:
+    """The address of a thread's queue."""
+    return state + 8 * (QUEUES + 8 * thread_id)
 
 
 @kernel
-def is_left(ticket: int) -> bool:
-    """Whether a run has chunks that nobody has taken."""
-    return ticket & CHUNK_MASK < ticket >> CHUNK_BITS
+def has_chunks(queue: int) -> bool:
+    """Whether a queue, given its value, holds a chunk that nobody has taken."""
+    return queue & CHUNK_MASK < queue >> CHUNK_BITS
 
 
 @kernel
-def take_chunks(board: int, size: int, thread_id: int) -> bool:
-    """Do chunks of the task on the board, first of one's own run, until none is left. Whether there were any."""
+def run_chunks(state: int, size: int, thread_id: int) -> bool:
+    """Run chunks of the current task, one's own queue first, until none is left. Returns whether any were."""
     found = False
     for i in range(size):
-        ticket = ticket_of(board, (thread_id + i) % size)
-        while is_left(read_atomically(ticket)):
-            taken = add_atomically(ticket, 1)
-            if is_left(taken):
-                task, where = read_atomically(board + 8 * TASK), read_atomically(board + 8 * WHERE)
-                call_task(task, where, taken & CHUNK_MASK, thread_id)
-                add_atomically(board + 8 * DONE, 1)
+        queue = queue_of(state, (thread_id + i) % size)
+        while has_chunks(read_atomically(queue)):
+            taken = add_atomically(queue, 1)
+            if has_chunks(taken):  # not if another thread was faster
+                address = read_atomically(state + 8 * TASK)
+                arguments = read_atomically(state + 8 * TASK_ARGUMENTS)
+                call_task(address, arguments, taken & CHUNK_MASK, thread_id)
+                add_atomically(state + 8 * CHUNKS_DONE, 1)
                 found = True
     return found
 
 
 @kernel
-def lead(board: int, size: int, task: int, n_chunks: int, where: int) -> int:
-    """Put a task of n_chunks on the board, help with it, wait for the rest. Returns the number of sleepers."""
-    if n_chunks == 1:  # nothing to share: nobody needs to hear of it
-        call_task(task, where, 0, 0)
-        return read_atomically(board + 8 * ASLEEP)
-    write_atomically(board + 8 * TASK, task)
-    write_atomically(board + 8 * WHERE, where)
-    write_atomically(board + 8 * DONE, 0)
+def run_task(state: int, size: int, address: int, n_chunks: int, arguments: int) -> int:
+    """Thread 0: start a task, take part in it, wait for the rest of it. Returns how many workers sleep."""
+    if n_chunks == 1:  # there is nothing to share out
+        call_task(address, arguments, 0, 0)
+        return read_atomically(state + 8 * SLEEPING)
+    write_atomically(state + 8 * TASK, address)
+    write_atomically(state + 8 * TASK_ARGUMENTS, arguments)
+    write_atomically(state + 8 * CHUNKS_DONE, 0)
     for thread_id in range(size - 1, -1, -1):
         first, end = (n_chunks * thread_id + size - 1) // size, (n_chunks * (thread_id + 1) + size - 1) // size
-        write_atomically(ticket_of(board, thread_id), end << CHUNK_BITS | first)
-    take_chunks(board, size, 0)
-    while read_atomically(board + 8 * DONE) < n_chunks:
+        write_atomically(queue_of(state, thread_id), end << CHUNK_BITS | first)
+    run_chunks(state, size, 0)
+    while read_atomically(state + 8 * CHUNKS_DONE) < n_chunks:
         pause()
-    return read_atomically(board + 8 * ASLEEP)
+    return read_atomically(state + 8 * SLEEPING)
 
 
 @kernel
-def replay(board: int, size: int, table: int, n_tasks: int) -> int:
-    """Lead the tasks of a table one after the other: address, chunks, address of the arguments for each."""
-    sleepers = 0
+def run_table(state: int, size: int, table: int, n_tasks: int) -> int:
+    """Run the tasks of a TaskList's table one after the other. Returns how many workers sleep."""
+    sleeping = 0
     for i in range(n_tasks):
-        entry = numbers_at(table + 24 * i)
-        sleepers = lead(board, size, entry[0], entry[1], entry[2])
-    return sleepers
+        address, n_chunks, arguments = arguments_at(table + 24 * i, 3)
+        sleeping = run_task(state, size, address, n_chunks, arguments)
+    return sleeping
 
 
 @kernel
-def help_out(board: int, size: int, thread_id: int) -> bool:
-    """Help with whatever is on the board, until nothing has come for a while (True) or STOP (False)."""
+def work(state: int, size: int, thread_id: int) -> bool:
+    """Other threads: run chunks until none has come for a while (then True) or until STOP (False)."""
     idle = 0
     while idle < SPINS:
-        if take_chunks(board, size, thread_id):
+        if run_chunks(state, size, thread_id):
             idle = 0
-        elif read_atomically(board + 8 * STOP):
+        elif read_atomically(state + 8 * STOP):
             return False
         else:
             pause()
             idle += 1
-    add_atomically(board + 8 * ASLEEP, 1)
+    add_atomically(state + 8 * SLEEPING, 1)
     return True
 
 
 @kernel
-def get_up(board: int) -> None:
-    """A helper no longer sleeps."""
-    add_atomically(board + 8 * ASLEEP, -1)
+def no_longer_sleeping(state: int) -> None:
+    """A worker has been woken."""
+    add_atomically(state + 8 * SLEEPING, -1)
 
 
 @task
-def several(args: int, chunk: int, thread_id: int) -> None:
-    """Tasks one after the other: how many, then for each its first chunk, its address, its arguments' address."""
+def run_calls(args: int, chunk: int, thread_id: int) -> None:
+    """Several tasks as one, whose chunks are those of the first, then those of the second, and so on.
+
+    Arguments: how many tasks, then for each its first chunk, its address, the address of its arguments.
+    """
     a = numbers_at(args)
     at = 3 * a[0] - 2
     while chunk < a[at]:
@@ -220,48 +234,51 @@ def several(args: int, chunk: int, thread_id: int) -> None:
     call_task(a[at + 1], a[at + 2], chunk - a[at], thread_id)
 
 
-Part = tuple[Task, int, tuple[int, ...]]  # a task, how many chunks, its arguments
-Room = tuple[Any, int]  # for one task's arguments: an array of int64, and its address
+# ---- the pool, in Python
+
+TaskCall = tuple[Task, int, tuple[int, ...]]  # a task, how many chunks, its arguments
 
 
-def rooms(n: int) -> list[Room]:
-    """Room for the arguments of n tasks."""
-    parts: Any = np.zeros((n, MAX_ARGUMENTS), np.int64)
-    return [(row, row.ctypes.data) for row in parts]
+class ArgumentBuffer:
+    """An array of int64 for the arguments of one task, in the place where the task reads them."""
+
+    def __init__(self, numbers: Any) -> None:
+        self.numbers = numbers
+        self.address: int = numbers.ctypes.data
+
+    def write(self, arguments: tuple[int, ...]) -> int:
+        """Returns the arguments' address."""
+        PACK[len(arguments)].pack_into(self.numbers, 0, *arguments)
+        return self.address
 
 
-def write(arguments: tuple[int, ...], room: Room) -> int:
-    """Put a task's arguments into a room. Returns where they stand."""
-    numbers, address = room
-    PACK[len(arguments)].pack_into(numbers, 0, *arguments)
-    return address
+def argument_buffers(n: int) -> list[ArgumentBuffer]:
+    """Buffers for n tasks."""
+    return [ArgumentBuffer(numbers) for numbers in np.zeros((n, MAX_ARGUMENTS), np.int64)]
 
 
-def join(parts: list[Part], rooms: list[Room]) -> Part:
-    """Several tasks that do not wait for each other, at most MAX_PARTS, as one. Each needs one of the rooms."""
-    assert len(parts) <= MAX_PARTS
-    if len(parts) == 1:
-        return parts[0]
-    total, table = 0, [len(parts)]
-    for (one, n_chunks, arguments), room in zip(parts, rooms, strict=False):
-        table += total, one.address, write(arguments, room)
+def join(calls: list[TaskCall], buffers: list[ArgumentBuffer]) -> TaskCall:
+    """Several calls that do not wait for each other, at most MAX_CALLS, as one. Each gets one of the buffers."""
+    assert len(calls) <= MAX_CALLS
+    if len(calls) == 1:
+        return calls[0]
+    total, table = 0, [len(calls)]
+    for (one, n_chunks, arguments), buffer in zip(calls, buffers, strict=False):
+        table += total, one.address, buffer.write(arguments)
         total += n_chunks
-    return several, total, tuple(table)
+    return run_calls, total, tuple(table)
 
 
 class TaskList:
-    """Tasks in a row with their arguments, written down for :meth:`ThreadPool.replay`.
+    """Tasks and their arguments, stored for ThreadPool.run_list: each step is what run_several would be given."""
 
-    Each entry of ``steps`` is what :meth:`ThreadPool.run_several` would be given.
-    """
-
-    def __init__(self, steps: list[list[Part]]) -> None:
-        self.rooms = [rooms(len(parts) + 1) for parts in steps]  # held, as the table has their addresses
-        entries = []
-        for parts, (own, *others) in zip(steps, self.rooms, strict=True):
-            task, n_chunks, arguments = join(parts, others)
-            entries.append((task.address, n_chunks, write(arguments, own)))
-        self.table = np.array(entries, np.int64).reshape(-1, 3)
+    def __init__(self, steps: list[list[TaskCall]]) -> None:
+        self.buffers = [argument_buffers(len(calls) + 1) for calls in steps]  # the table has their addresses
+        table = []
+        for calls, (own, *others) in zip(steps, self.buffers, strict=True):
+            task, n_chunks, arguments = join(calls, others)
+            table.append((task.address, n_chunks, own.write(arguments)))
+        self.table = np.array(table, np.int64).reshape(-1, 3)
         self.address = self.table.ctypes.data
 
 
@@ -270,66 +287,61 @@ class ThreadPool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.board = np.zeros(TICKETS + 8 * size + 8, np.int64)
-        self.base = -(-self.board.ctypes.data // 64) * 64  # a cache line's start
-        start = (self.base - self.board.ctypes.data) // 8
-        self._asleep = self.board[start + ASLEEP : start + ASLEEP + 1]
-        self._room: Room = self.board[start + ARGUMENTS : start + TICKETS], self.base + 8 * ARGUMENTS
-        self._rooms = rooms(MAX_PARTS)
+        memory = np.zeros(QUEUES + 8 * size + 8, np.int64)
+        self.state = memory[-memory.ctypes.data // 8 % 8 :]  # from the start of a cache line
+        self.address = self.state.ctypes.data
         self.wake = threading.Semaphore(0)
+        self._buffer = ArgumentBuffer(self.state[ARGUMENTS : ARGUMENTS + MAX_ARGUMENTS])
+        self._buffers = argument_buffers(MAX_CALLS)
         self._lock = threading.RLock()
         self._started = False
 
     def run(self, task: Task, n_chunks: int, *arguments: int) -> None:
-        """Call task for each chunk; returns when all are done. Arguments are integers: addresses and sizes."""
+        """Run all chunks of a task. Arguments are integers: addresses and sizes."""
         with self._lock:
             self._start()
-            sleepers = lead(self.base, self.size, task.address, n_chunks, write(arguments, self._room))
-        self._wake(sleepers)
+            sleeping = run_task(self.address, self.size, task.address, n_chunks, self._buffer.write(arguments))
+        self._wake(sleeping)
 
-    def run_several(self, parts: list[Part]) -> None:
-        """Call several tasks that do not wait for each other, at most MAX_PARTS, as one task."""
+    def run_several(self, calls: list[TaskCall]) -> None:
+        """Run several tasks that do not wait for each other, at most MAX_CALLS, as one task."""
         with self._lock:
-            task, n_chunks, arguments = join(parts, self._rooms)
+            task, n_chunks, arguments = join(calls, self._buffers)
             self.run(task, n_chunks, *arguments)
 
-    def replay(self, script: TaskList) -> None:
-        """Run the script's tasks, each when the one before it is done.
+    def run_list(self, tasks: TaskList) -> None:
+        """Run the tasks of a list, each when the one before it is done.
 
-        Sleepers are called before, as there is no other occasion until all is done, and those that fell asleep
-        meanwhile after it.
+        Workers that sleep are woken before, since in between Python has no part in it; those that have fallen
+        asleep meanwhile are woken after it.
         """
         with self._lock:
             self._start()
-            self._wake(int(self._asleep[0]))
-            sleepers = replay(self.base, self.size, script.address, len(script.table))
-        self._wake(sleepers)
+            self._wake(int(self.state[SLEEPING]))
+            sleeping = run_table(self.address, self.size, tasks.address, len(tasks.table))
+        self._wake(sleeping)
 
     def _wake(self, n: int) -> None:
         for _ in range(n):
             self.wake.release()
 
     def _start(self) -> None:
-        if self._started:
-            return
-        self._started = True
-        for thread_id in range(1, self.size):
-            what = self.board, self.base, self.size, thread_id, self.wake
-            threading.Thread(target=_helper, args=what, daemon=True).start()
-        weakref.finalize(self, _stop, self.board, self.base, self.size, self.wake)
+        if not self._started:
+            self._started = True
+            for thread_id in range(1, self.size):
+                what = self.state, self.size, thread_id, self.wake
+                threading.Thread(target=_worker, args=what, daemon=True).start()
+            weakref.finalize(self, _stop, self.state, self.size, self.wake)
 
 
-def _helper(board: Any, base: int, size: int, thread_id: int, wake: threading.Semaphore) -> None:
-    """A helper's life. It holds the board, so that its memory outlives the thread_pool."""
-    while help_out(base, size, thread_id):
+def _worker(state: Any, size: int, thread_id: int, wake: threading.Semaphore) -> None:
+    """What a worker's thread runs. It holds the state, whose memory must outlive the pool."""
+    while work(state.ctypes.data, size, thread_id):
         wake.acquire()
-        get_up(base)
-    del board
+        no_longer_sleeping(state.ctypes.data)
 
 
-def _stop(board: Any, base: int, size: int, wake: threading.Semaphore) -> None:
-    board[(base - board.ctypes.data) // 8 + STOP] = 1
+def _stop(state: Any, size: int, wake: threading.Semaphore) -> None:
+    state[STOP] = 1
     for _ in range(size):
         wake.release()
-
-
