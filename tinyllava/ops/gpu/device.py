@@ -1,6 +1,6 @@
 """Whether there is a GPU that CuPy can use, in one line if not; and how much of its memory is free.
 
-CuPy is imported here and nowhere earlier: a machine without it, or without a driver, pays for a look at the disk.
+CuPy is imported here and nowhere earlier, so that a machine without it or without a driver loses no time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from tinyllava.errors import UsageError
 
 BACKEND = "backend cupy"
 INSTALL = "Install it with: pip install 'tinyllava[gpu]'"
-FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # with a kernel; enum Format in cuda/blocks.cu
-OLDEST = 80  # compute capability 8.0 (Ampere): the kernels copy to shared memory and multiply as it can
+OLDEST = 80  # compute capability 8.0 (Ampere): the first with cp.async and the mma shapes of cuda/attention.cu
 
 
 def open_cupy() -> Any:
