@@ -65,9 +65,9 @@ def cached(values: np.ndarray, n_ctx: int) -> Any:
     import cupy
 
     m, n_head_kv, width = values.shape
-    held = cupy.full((n_head_kv, n_ctx, width), np.nan, cupy.float16)
-    held[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
-    return held[:, :m].transpose(1, 0, 2)
+    cache = cupy.full((n_head_kv, n_ctx, width), np.nan, cupy.float16)
+    cache[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
+    return cache[:, :m].transpose(1, 0, 2)
 
 
 def error(found: np.ndarray, truth: np.ndarray) -> float:

@@ -90,9 +90,9 @@ def cached(values: np.ndarray, n_ctx: int, half: bool) -> tuple[Any, np.ndarray]
     import cupy
 
     m, n_head_kv, width = values.shape
-    held = cupy.zeros((n_head_kv, n_ctx, width), cupy.float16 if half else cupy.float32)
-    held[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
-    view = held[:, :m].transpose(1, 0, 2)
+    cache = cupy.zeros((n_head_kv, n_ctx, width), cupy.float16 if half else cupy.float32)
+    cache[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
+    view = cache[:, :m].transpose(1, 0, 2)
     return view, cupy.asnumpy(view).astype(np.float64)
 
 
@@ -106,10 +106,10 @@ def test_attention(n: int, m: int, width: int, half: bool, ops: Ops) -> None:
     ops.matrix(RandomTensor("w", "F16", (8, 8)))  # as if there were a model in half precision
     q = RNG.standard_normal((n, 8, width)).astype(np.float32) * 2
     k, v = (RNG.standard_normal((m, 2, width)).astype(np.float32) for _ in range(2))
-    (k_held, k_true), (v_held, v_true) = (cached(x, m + 5, half) for x in (k, v))
+    (k_cached, k_true), (v_cached, v_true) = (cached(x, m + 5, half) for x in (k, v))
     for causal in (True, False):
         truth = TRUTH.attention(q.astype(np.float64), k_true, v_true, causal=causal)
-        found = ops.numpy(ops.attention(ops.array(q), k_held, v_held, causal=causal))
+        found = ops.numpy(ops.attention(ops.array(q), k_cached, v_cached, causal=causal))
         # On tensor cores q, k, v and the weights are rounded to half precision.
         assert error(found, truth) < (1.5e-3 if n > 1 and width != 48 else 3e-6)
 

@@ -32,18 +32,18 @@ class CapturedStep:
         self.step = step
         self.ops = ops
         self.stream = cupy.cuda.Stream()  # it waits for the default stream, and the default stream for it
-        self.pool = cupy.cuda.MemoryPool()  # the graph's own: no one else may get the memory of its arrays
-        self.advances: list[tuple[DevicePosition, int]] = []  # by how much a step advances which position
+        self.pool = cupy.cuda.MemoryPool()  # the graph's own: its arrays keep their memory between launches
+        self.advances: list[tuple[DevicePosition, int]] = []  # of each call
         self.input: Any = None  # the step's argument on the device
         self.graph: Any = None
         self.result: Any = None
 
-    def __call__(self, given: Any) -> Array:
-        values = np.asarray(given)
+    def __call__(self, argument: Any) -> Array:
+        values = np.asarray(argument)
         values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32, copy=False)
         if not self._fits(values):
             self.input = self.input if self.graph else cupy.empty(values.shape, values.dtype)
-            return self.step(given)
+            return self.step(argument)
         self.input.set(np.ascontiguousarray(values))
         if self.graph is None:
             self._capture()

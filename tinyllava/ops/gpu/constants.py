@@ -13,9 +13,9 @@ from tinyllava.quant.blocks import TYPES, BlockType
 FOLDER = Path(__file__).parent / "cuda"
 FILES = ("common.cu", "blocks.cu", "matvec.cu", "rows.cu", "attention_token.cu", "attention.cu")
 
-# The formats with kernels. Any other is held as F16.
+# The formats with kernels. Any other is converted to F16.
 FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-ACTIVATIONS = ("gelu_erf", "gelu_tanh", "gelu_quick", "silu")  # in rows.cu: the position in this list
+ACTIVATIONS = ("gelu_erf", "gelu_tanh", "gelu_quick", "silu")  # enum Activation in the kernels
 
 # How the kernels are launched. A warp has 32 threads.
 ROW_THREADS = 256  # of a block in rows.cu and blocks.cu

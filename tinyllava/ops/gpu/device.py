@@ -35,7 +35,7 @@ def open_cupy() -> Any:
 
 
 def has_driver() -> bool:
-    """Whether the system finds the driver's library: asked first, as CuPy takes half a second to import."""
+    """Whether the system finds the driver's library. Checked first, as importing CuPy takes half a second."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(name)
@@ -47,13 +47,13 @@ def has_driver() -> bool:
 def _import() -> Any:
     """CuPy, which may be there and yet not load. Its own message has twenty lines: the last cause is the one."""
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             cupy = importlib.import_module("cupy")
     except Exception as error:  # ImportError, and whatever a broken installation raises
         cause = error.__cause__ or error
         raise UsageError(BACKEND, f"CuPy cannot be imported ({_short(cause)})", hint=INSTALL) from None
-    if any("multiple CuPy packages" in str(warning.message) for warning in said):
+    if any("multiple CuPy packages" in str(warning.message) for warning in caught):
         hint = "Uninstall all packages whose names begin with cupy, then install one"
         raise UsageError(BACKEND, "CuPy is installed more than once", hint=hint)
     return cupy

@@ -144,7 +144,7 @@ class CupyOps:
         return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in products]
 
     def _matvec(self, x: Array, *layers: tuple[DeviceMatrix, Array | None]) -> list[Array]:
-        """x (1, d_in) @ W^T + b for up to three W in one launch -> (1, d_out) each, side by side in memory."""
+        """x (1, d_in) @ W^T + b for up to three W in one launch -> (1, d_out) each, contiguous in memory."""
         x = _as_float32(x)
         weights = [weight for weight, _ in layers]
         d_in, d_out = x.shape[1], [weight.shape[0] for weight in weights]
@@ -162,11 +162,11 @@ class CupyOps:
         return [y[:, end - rows : end] for rows, end in zip(d_out, ends, strict=True)]
 
     def _share_blocks(self, weights: list[DeviceMatrix]) -> list[int]:
-        """How many blocks of threads multiply each matrix: one for each multiprocessor, shared out by bytes."""
+        """Thread blocks for each matrix: one per multiprocessor in all, in proportion to the matrices' bytes."""
         total = sum(weight.data.nbytes for weight in weights)
-        fair = [max(1, self.kernels.n_multiprocessors * weight.data.nbytes // total) for weight in weights]
+        shares = [max(1, self.kernels.n_multiprocessors * weight.data.nbytes // total) for weight in weights]
         most = [_ceil_div(weight.shape[0], constants.MATVEC_WARPS * constants.MATVEC_ROWS) for weight in weights]
-        return [min(pair) for pair in zip(fair, most, strict=True)]
+        return [min(pair) for pair in zip(shares, most, strict=True)]
 
     def _gemm(self, x: Array, half: Any, weight: DeviceMatrix, bias: Array | None) -> Array:
         """x (n, d_in) @ W^T + b -> (n, d_out), by cuBLAS. ``half`` is x in float16 unless W is float32."""
@@ -242,7 +242,7 @@ class CupyOps:
         return y
 
     def _empty_factor(self, x: Array, n: int) -> Array:
-        """An array for what is only a factor of products next: of many tokens float16, as cuBLAS needs it."""
+        """An output that is only multiplied next: float16 for many tokens, as cuBLAS needs it; else float32."""
         return _empty(x.shape, np.float16 if n > 1 and self._half else np.float32)
 
     # ---- attention

@@ -36,5 +36,5 @@ class DeferredSlice:
 
 
 def defer(array: Any, position: DevicePosition) -> Array:
-    """A DeferredSlice in the place of an array: only rope and attention get it, and they know both."""
+    """A DeferredSlice as an operation's result. Only rope and attention take it; the cast is for mypy."""
     return cast("Array", DeferredSlice(array, position))

@@ -5,9 +5,9 @@
 // each query, the largest score so far and the sum of exp(score - largest), both of which, and the accumulated
 // output, are rescaled when a larger score comes.
 //
-// A block has FLASH_WARPS warps. Each warp owns ROW_TILES tiles of 16 queries of one head, and keeps their output
-// accumulators (16, HEAD_DIM) and their scores against one tile of keys (16, FLASH_KEYS) in registers, laid out as
-// mma.m16n8k16 reads and writes them:
+// A thread block has FLASH_WARPS warps. Each warp owns ROW_TILES tiles of 16 queries of one head, and keeps their
+// output accumulators (16, HEAD_DIM) and their scores against one tile of keys (16, FLASH_KEYS) in registers, laid
+// out as mma.m16n8k16 reads and writes them:
 //
 //     lane l holds, of a (16, 8) result: rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next
 //     two such results side by side, as float16, are the (16, 16) left factor of the next product
@@ -90,7 +90,8 @@ template <int HEAD_DIM> INLINE void load_tile_async(unsigned to, const half_t* f
     commit_copies();
 }
 
-// The block's queries, times ``scale`` and as float16, zeros from query n on. q is (n, n_head, HEAD_DIM) float32.
+// The thread block's queries, times ``scale`` and as float16, zeros from query n on. q is (n, n_head, HEAD_DIM)
+// float32.
 template <int HEAD_DIM, int ROWS>
 INLINE void load_queries(char* to, const float* q, int first, int n, int row_stride, float scale) {
     constexpr int VECTORS = HEAD_DIM / 4;  // of 16 bytes, in a row
@@ -202,7 +203,7 @@ template <int HEAD_DIM, int ROW_TILES> INLINE void attend_block(
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = blockIdx.x, head_kv = head / (n_head / n_head_kv);
     int first = (gridDim.y - 1 - blockIdx.y) * ROWS;  // the last queries see most keys: they start first
     int own = first + 16 * ROW_TILES * warp;          // this warp's first query
-    int n_visible = causal ? min(m, m - n + first + ROWS) : m;  // keys that any of the block's queries sees
+    int n_visible = causal ? min(m, m - n + first + ROWS) : m;  // keys that any of these queries sees
 
     // Where this thread's 16 bytes come from and go to, for load_tile_async.
     int row = threadIdx.x / 8, column = threadIdx.x % 8;
@@ -260,7 +261,7 @@ template <int HEAD_DIM, int ROW_TILES> INLINE void attend_block(
         );                                                                                                        \
     }
 
-// flash_attention_<head_dim>_<row tiles>: blocks of 128 queries, and of 64 for short prompts.
+// flash_attention_<head_dim>_<row tiles>: 128 queries a thread block, or 64 if the prompt is short.
 FLASH_ATTENTION(flash_attention_64_2, 64, 2)
 FLASH_ATTENTION(flash_attention_64_1, 64, 1)
 FLASH_ATTENTION(flash_attention_128_2, 128, 2)

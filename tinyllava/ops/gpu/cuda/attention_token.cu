@@ -1,8 +1,8 @@
 // attention of reference.py where tensor cores are not worth it or not possible.
 //
 // attend_token: one token, q (1, h, k), heads of 64 or 128 features. The time is that of reading the keys and
-// values once, so they are split among many blocks (split-KV; Dao et al. 2023, Flash-Decoding): block (i, head)
-// reads DECODE_KEYS keys at i * DECODE_KEYS, and again, until the head's blocks have read all. Each writes
+// values once, so they are split among many thread blocks (split-KV; Dao et al. 2023, Flash-Decoding): block (i,
+// head) reads DECODE_KEYS keys at i * DECODE_KEYS, and again, until all are read. Each writes
 //
 //     partial[head][i] = | sum of p v, k numbers | largest score | sum of p |,      p = exp(score - largest),
 //
@@ -10,7 +10,7 @@
 
 const float LOWEST = -1e30f;  // a largest score before there is one; minus infinity would give inf - inf
 
-// partial (blocks, k + 2) of one head -> y (k,). Only the block that finishes last calls it.
+// partial (blocks, k + 2) of one head -> y (k,). Only the thread block that finishes last calls it.
 template <int HEAD_DIM> INLINE void combine(const float* partial, int blocks, float* y) {
     if (threadIdx.x >= HEAD_DIM) return;
     float largest = LOWEST, sum = 0, acc = 0;
@@ -84,7 +84,7 @@ INLINE void attend_keys(const float* q, const uint4* k, const uint4* v, int m, f
 }
 
 // k, v (g, n_ctx, k), of which the first m positions are filled, or *position + 1. n_query: heads for each kv
-// head. done (h,) counts the blocks that have finished; it is 0 between calls.
+// head. done (h,) counts the thread blocks that have finished; it is 0 between calls.
 template <int HEAD_DIM, class Vector>
 INLINE void attend_token(const float* q, const void* k, const void* v, float* y, float* partial, int* done,
                          const int* position, int m, int n_query, int n_ctx, float scale) {
@@ -120,8 +120,8 @@ ATTEND_TOKEN(attend_token_float32_64, 64, Float32x4)
 ATTEND_TOKEN(attend_token_float32_128, 128, Float32x4)
 
 // attend_any: any n, any head up to MAX_HEAD_DIM features, keys in float32 or float16: q (n, h, k) -> y (n, h, k).
-// A warp for each query of each head, four in a block. It takes 32 keys at a time: each lane computes the score of
-// one key, then accumulates up to 8 features of the output.
+// A warp for each query of each head, four in a thread block. It takes 32 keys at a time: each lane computes the
+// score of one key, then accumulates up to 8 features of the output.
 KERNEL __launch_bounds__(128) void attend_any(
     const float* q, const void* k, const void* v, float* y, const int* position, int n, int n_head, int n_query,
     int m, int head_dim, int k_row, int k_head, int v_row, int v_head, int half, int causal, float scale) {

@@ -12,11 +12,8 @@
 // Where the fields lie on the device (field_places in constants.py): blocks of a multiple of 16 bytes as in the
 // file, other formats as one array per field, so that each vector is aligned.
 //
-//     Q4_K  | d dmin scales[12] qs[128] |  ...             one block after the other, 144 bytes each
-//     Q5_K  | d dmin scales[12] qh[32] qs[128] |  ...                                 176
-//     Q6_K  | ql[128] | ql[128] ...  | qh[64] | qh[64] ...  | scales[16] ...  | d ...  210 bytes a block in all
-//     Q8_0  | qs[32]  | qs[32]  ...  | d | d ...                                        34
-//     Q4_0  | qs[16]  | qs[16]  ...  | d | d ...                                        18
+//     Q4_K, 144 bytes    | d dmin scales qs | d dmin scales qs | ...
+//     Q6_K, 210 bytes    | ql | ql | ...   | qh | qh | ...   | scales | scales | ...   | d | d | ...
 
 // A quantized matrix: its bytes, and its number of blocks, which tells where the array of each field starts.
 struct Blocks {
@@ -265,7 +262,7 @@ template <int FORMAT> INLINE void embed_row(Blocks w, int id, int d, float* y) {
     }
 }
 
-// embed in reference.py: rows ``ids`` of a table (n_vocab, d) -> y (n, d). One block for each row.
+// embed in reference.py: rows ``ids`` of a table (n_vocab, d) -> y (n, d). One thread block for each row.
 KERNEL void embed(const u8* data, size_t n_blocks, int format, const int* ids, int d, float* y) {
     await_previous_kernel();
     const int id = ids[blockIdx.x];

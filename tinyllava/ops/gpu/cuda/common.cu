@@ -1,8 +1,10 @@
-// What all kernels share: float16 numbers, loads and stores, sums over a warp or a block. The numbers, formats and
-// layouts that Python knows too stand before this file (header() in constants.py). No header file is included, so
-// that the run-time compiler needs no path to any; the few instructions without a C++ name are inline PTX.
+// What all kernels share: float16 numbers, loads and stores, sums over a warp or a thread block. The numbers,
+// formats and layouts that Python knows too stand before this file (header() in constants.py). No header file is
+// included, so that the run-time compiler needs no path to any; the few instructions without a C++ name are inline
+// PTX.
 //
-// Letters in the shapes, as in reference.py: n tokens, m keys, d features, h heads, g kv heads, k head_dim.
+// Letters in the shapes, as in reference.py: n tokens, m keys, d features, h heads, g kv heads, k head_dim. A
+// block of weights is GGUF's; a block of threads is called a thread block.
 
 typedef unsigned char u8;
 typedef unsigned short half_t;  // the bits of a float16 number
@@ -82,9 +84,9 @@ INLINE float sum_of_warp(float x) {
     return x;
 }
 
-// The sum over all threads of a block, returned to each of them.
+// The sum over all threads of a thread block, returned to each of them.
 INLINE float sum_of_block(float x) {
-    __shared__ float sums[32];  // of each warp; a block has at most 32
+    __shared__ float sums[32];  // of each warp; there are at most 32
     x = sum_of_warp(x);
     __syncthreads();  // every thread has read the sums of an earlier call
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;

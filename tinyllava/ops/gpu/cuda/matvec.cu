@@ -8,13 +8,14 @@
 //     x[i] = scale * (256 * high[i] + low[i]),      high -128..127, low 0..255, |256 high + low| <= 32767,
 //
 // an error of at most 2^-16 of the group's largest number; float16 errs by up to 2^-12 of each. Sums of a group's
-// products are then exact. The quantized x lies in the block's shared memory:
+// products are then exact. The quantized x lies in the thread block's shared memory:
 //
 //     | 16 highs | 16 highs | ... |   | 16 lows | 16 lows | ... |   | scale, scale * sum of 16 | ... |
 //
 // F32 and F16 weights are multiplied as floats.
 
-// One matrix (rows, d_in) with its bias or null, and where its outputs go; which of how many blocks computes them.
+// One matrix (rows, d_in) with its bias or null, and where its outputs go. This is thread block ``block`` of the
+// ``blocks`` that compute them.
 struct Product {
     const u8* data;
     const float* bias;
@@ -167,7 +168,8 @@ template <class Weights> struct Prefetch {
     }
 };
 
-// The rows of one product: the warps of its blocks take MATVEC_ROWS rows each, and again, until none is left.
+// The rows of one product: the warps of its thread blocks take MATVEC_ROWS rows each, and again, until none is
+// left.
 template <class Weights> INLINE void multiply(const Product& p, const float* x, int d_in, char* shared) {
     const int lane = threadIdx.x % 32, vectors = Weights::vectors(d_in);
     const int stride = p.blocks * MATVEC_WARPS * MATVEC_ROWS;
@@ -203,7 +205,8 @@ template <class Weights> INLINE void multiply(const Product& p, const float* x, 
 }
 
 // Up to three products of the same x (d_in,), as of queries, keys and values, their outputs one after another in
-// y; the grid's first blocks0 blocks compute the first product. Shared memory: 4 bytes for each number of x.
+// y; the grid's first blocks0 thread blocks compute the first product. Shared memory: 4 bytes for each number of
+// x.
 KERNEL __launch_bounds__(32 * MATVEC_WARPS, 1) void matvec(
     const float* x, int d_in, float* y,
     const u8* data0, const float* bias0, int rows0, int format0, int blocks0,

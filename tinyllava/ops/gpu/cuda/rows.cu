@@ -1,7 +1,7 @@
-// Norms, activations, RoPE and the small operations between matrix products (formulas: reference.py). Blocks of
-// ROW_THREADS threads; float32 in, and out except where ``half`` asks for float16 (store in common.cu).
+// Norms, activations, RoPE and the small operations between matrix products (formulas: reference.py). Thread
+// blocks of ROW_THREADS threads; float32 in, and out except where ``half`` asks for float16 (store in common.cu).
 
-// rms_norm: x (n, d) -> y. One block for each row.
+// rms_norm: x (n, d) -> y. One thread block for each row.
 KERNEL void rms_norm(const float* x, const float* weight, void* y, int d, float eps, int half) {
     await_previous_kernel();
     const size_t first = (size_t)blockIdx.x * d;
@@ -35,7 +35,8 @@ KERNEL void rms_norm_vec4(const float4* x, const float4* weight, void* y, int d,
     }
 }
 
-// layer_norm: x (n, d) -> y. One block for each row. The variance in a second pass, from differences to the mean.
+// layer_norm: x (n, d) -> y. One thread block for each row. The variance in a second pass, from differences to the
+// mean.
 KERNEL void layer_norm(const float* x, const float* weight, const float* bias, float* y, int d, float eps) {
     await_previous_kernel();
     x += (size_t)blockIdx.x * d, y += (size_t)blockIdx.x * d;
