@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from tinyllava.errors import UsageError
 from tinyllava.language.config import read_config
 from tinyllava.ops import Ops
-from tinyllava.ops.gpu.device import FORMATS, free_bytes, guard_memory, in_gib
+from tinyllava.ops.gpu.constants import FORMATS
+from tinyllava.ops.gpu.device import free_bytes, guard_memory, in_gib
 from tinyllava.ops.select import select
 from tinyllava.ops.split import split
 

@@ -129,14 +129,14 @@ def about() -> dict[str, str]:
     return {**own.about(), "driver": version, **peer.about(), "date": datetime.date.today().isoformat()}
 
 
-def measure_eye(found: dict[str, Any], embeds: np.ndarray) -> dict[str, float]:
+def measure_vision(found: dict[str, Any], embeds: np.ndarray) -> dict[str, float]:
     """The image encoder's error and time; transformers' times of everything, 7B in half precision."""
     pixels = np.random.default_rng(6).standard_normal((3, 336, 336)).astype(np.float32)
     mmproj = random_mmproj(LLAMA_7B.n_embd)
-    eye, language = peer.vision(mmproj), peer.language(random_file(LLAMA_7B, "F16"))
-    times = peer.measure(language, eye, embeds, pixels)
-    truth, ours = peer.embeddings(peer.vision(mmproj, torch.float64), pixels), own.Eye(mmproj)
-    errors = relative(ours.embeddings(pixels), truth), relative(peer.embeddings(eye, pixels), truth)
+    encoder, language = peer.vision(mmproj), peer.language(random_file(LLAMA_7B, "F16"))
+    times = peer.measure(language, encoder, embeds, pixels)
+    truth, ours = peer.embeddings(peer.vision(mmproj, torch.float64), pixels), own.Vision(mmproj)
+    errors = relative(ours.embeddings(pixels), truth), relative(peer.embeddings(encoder, pixels), truth)
     found["errors"].append({"what": "embeddings of a picture", "ours": errors[0], "peer": errors[1]})
     # Multiplications: of each block's matrices, the patches' and the projector's; then attention's.
     n = 577 * 23 * 12 * 1024**2 + 576 * (588 * 1024 + 1024 * 4096 + 4096**2) + 2 * 577**2 * 1024 * 23
@@ -153,7 +153,7 @@ def run() -> dict[str, Any]:
     free()
     found |= {"steps": [], "errors": [], "memory": []}
     embeds = (np.random.default_rng(5).standard_normal((TEXT, YI_34B.n_embd)) * 0.02).astype(np.float32)
-    found["peer_times"] = measure_eye(found, embeds[:, : LLAMA_7B.n_embd])
+    found["peer_times"] = measure_vision(found, embeds[:, : LLAMA_7B.n_embd])
     free()
     models = [(shape, ftype) for shape in (LLAMA_7B, YI_34B) for ftype in ("F16", "Q4_K_M")]
     for shape, ftype in models:

@@ -39,7 +39,7 @@ class CopyingOps(CupyOps):
             self._first[key] = super().matrix(tensor)
             return self._first[key]
         first = self._first[key]
-        return DeviceMatrix(first.kind, first.shape, first.data.copy())
+        return DeviceMatrix(first.type, first.shape, first.data.copy())
 
 
 class Language:
@@ -101,7 +101,7 @@ class Language:
         return graph, answer
 
 
-class Eye:
+class Vision:
     """An image encoder and projector of a file."""
 
     def __init__(self, file: Any) -> None:
@@ -109,22 +109,22 @@ class Eye:
         self.config = VisionConfig.from_gguf(file, LLAVA)
         self.weights = load_vision(file, self.config, self.ops)
         self.projector = load_projector(file, self.config, self.ops)
-        self.look = self.ops.capture(self.read)
+        self.captured_encode = self.ops.capture(self.encode)
 
-    def read(self, pixels: Any) -> Any:
+    def encode(self, pixels: Any) -> Any:
         x = encode_tile(pixels, self.weights, self.config, self.ops)
         return project(x, self.projector, self.ops)
 
     def embeddings(self, pixels: np.ndarray) -> np.ndarray:
-        """A tile (3, H, W) -> (n_patches, n_embd), run and then replayed: the same numbers."""
-        once, *again = (self.ops.numpy(self.look(pixels)).copy() for _ in range(3))
+        """A tile (3, H, W) -> (n_patches, n_embd), run, captured and replayed: the same numbers."""
+        once, *again = (self.ops.numpy(self.captured_encode(pixels)).copy() for _ in range(3))
         for other in again:
             np.testing.assert_array_equal(once, other)
         return once.astype(np.float64)
 
     def time_encode(self, pixels: np.ndarray) -> float:
         """With the tile's way from the host to the card."""
-        return median(lambda: self.look(pixels))
+        return median(lambda: self.captured_encode(pixels))
 
 
 def median(call: Callable[[], Any], repeat: int = REPEAT) -> float:

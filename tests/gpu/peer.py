@@ -40,7 +40,7 @@ CLIP = {
 }
 
 
-class Eye(nn.Module):
+class Vision(nn.Module):
     """CLIP's tower and LLaVA's projector, as LlavaModel.get_image_features runs them."""
 
     def __init__(self, tower: nn.Module, projector: nn.Module) -> None:
@@ -77,7 +77,7 @@ def language(file: Any, dtype: torch.dtype = torch.float16) -> Any:
     return exact(model, c) if dtype == torch.float64 else model
 
 
-def vision(file: Any, dtype: torch.dtype = torch.float16) -> Eye:
+def vision(file: Any, dtype: torch.dtype = torch.float16) -> Vision:
     """The image encoder and projector of a file, opened or random, on the card."""
     meta = {key.removeprefix("clip.vision."): value for key, value in file.metadata.items()}
     config = transformers.CLIPVisionConfig(
@@ -93,16 +93,17 @@ def vision(file: Any, dtype: torch.dtype = torch.float16) -> Eye:
     width, n_llm = meta["embedding_length"], file.tensors["mm.2.weight"].shape[0]
     with torch.device(DEVICE):
         layers = nn.Linear(width, n_llm), nn.GELU(), nn.Linear(n_llm, n_llm)
-    eye = Eye(empty(transformers.CLIPVisionModel, config, dtype), nn.Sequential(*layers).to(dtype)).eval()
+    encoder = Vision(empty(transformers.CLIPVisionModel, config, dtype), nn.Sequential(*layers).to(dtype)).eval()
     # transformers has moved the tower's parts up and down between versions: find them by how their names end.
-    names = {name.split("embeddings.")[-1].split("encoder.")[-1]: name for name, _ in eye.tower.named_parameters()}
+    full_names = [name for name, _ in encoder.tower.named_parameters()]
+    names = {name.split("embeddings.")[-1].split("encoder.")[-1]: name for name in full_names}
     names = {f"pre_layrnorm.{n.split('.')[-1]}" if "pre_layrnorm" in n else n: full for n, full in names.items()}
     for name, tensor in file.tensors.items():
         if name.startswith("mm."):
-            fill(eye.projector, name.removeprefix("mm."), tensor)
+            fill(encoder.projector, name.removeprefix("mm."), tensor)
         else:
-            fill(eye.tower, names[_clip_name(name)], tensor)
-    return eye
+            fill(encoder.tower, names[_clip_name(name)], tensor)
+    return encoder
 
 
 def _clip_name(name: str) -> str:
@@ -195,9 +196,9 @@ def logits(model: Any, embeds: Any) -> np.ndarray:
 
 
 @torch.no_grad()
-def embeddings(eye: Eye, pixels: Any) -> np.ndarray:
+def embeddings(encoder: Vision, pixels: Any) -> np.ndarray:
     """A tile (3, H, W) -> its embeddings, float64 (n_patches, n_embd_llm)."""
-    return eye(tensor_for(eye, pixels))[0].double().cpu().numpy()
+    return encoder(tensor_for(encoder, pixels))[0].double().cpu().numpy()
 
 
 # ---- times
@@ -225,10 +226,10 @@ def _seconds(call: Callable[[], Any]) -> float:
     return float(first.elapsed_time(last)) / 1000
 
 
-def time_encode(eye: Eye, pixels: Any) -> float:
+def time_encode(encoder: Vision, pixels: Any) -> float:
     """A tile (3, H, W), through the tower and the projector."""
-    x = tensor_for(eye, pixels)
-    return median(lambda: eye(x))
+    x = tensor_for(encoder, pixels)
+    return median(lambda: encoder(x))
 
 
 def time_prefill(model: Any, embeds: Any) -> float:
@@ -279,10 +280,10 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def measure(model: Any, eye: Eye, embeds: Any, pixels: Any) -> dict[str, float]:
+def measure(model: Any, encoder: Vision, embeds: Any, pixels: Any) -> dict[str, float]:
     """All times: ``embeds`` (2928, n_embd) stand for a long text; 616 of them for a prompt with a picture."""
     return {
-        "encode_s": time_encode(eye, pixels),
+        "encode_s": time_encode(encoder, pixels),
         "prefill_picture_s": time_prefill(model, embeds[:616]),
         "prefill_text_s": time_prefill(model, embeds),
         "decode_s": time_decode(model, embeds[:616]),

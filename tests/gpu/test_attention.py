@@ -34,74 +34,76 @@ def device() -> None:
 
 
 @cache
-def kernel_of(width: int, bands: int) -> tuple[Any, str]:
-    """The kernel for heads of ``width`` features, 64 * ``bands`` queries a block, and its name."""
-    from tinyllava.ops.gpu.kernels import FOLDER, Kernels
+def kernel_of(width: int, row_tiles: int) -> tuple[Any, str]:
+    """The kernel for heads of ``width`` features, 64 * ``row_tiles`` queries a block, and its name."""
+    from tinyllava.ops.gpu.constants import source
+    from tinyllava.ops.gpu.kernels import Kernels
 
-    files = [(FOLDER / name).read_text(encoding="utf-8") for name in ("common.cu", "attention.cu")]
-    name = f"attention_of_{width}_{bands}"
-    return Kernels("\n".join([*files, f"ATTENTION({name}, {width}, {bands})"])), name
+    name = f"attention_of_{width}_{row_tiles}"
+    code = source("common.cu", "attention.cu") + f"FLASH_ATTENTION({name}, {width}, {row_tiles})"
+    return Kernels(code), name
 
 
-def attend(q: Any, k: Any, v: Any, *, causal: bool, bands: int) -> np.ndarray:
-    """q (n, h, k) floats; k, v (m, g, k) halves in any layout whose features are side by side, all CuPy's."""
+def attend(q: Any, k: Any, v: Any, *, causal: bool, row_tiles: int) -> np.ndarray:
+    """q (n, h, k) floats; k, v (m, g, k) float16 in any layout whose features are contiguous, all CuPy's."""
     import cupy
 
     (n, n_head, width), (m, n_head_kv, _) = q.shape, k.shape
-    kernels, name = kernel_of(width, bands)
+    kernels, name = kernel_of(width, row_tiles)
     y = cupy.full(q.shape, np.nan, cupy.float16)
     strides = [stride // x.itemsize for x in (k, v) for stride in x.strides[:2]]
     kernels.launch(
-        name, (n_head, -(-n // (64 * bands))), 128,
+        name, (n_head, -(-n // (64 * row_tiles))), 128,
         q, k, v, y, n, n_head, n_head_kv, m, *strides, causal, 1 / math.sqrt(width),
-        shared=(128 + 64 * bands) * (2 * width + 16),
+        shared=(128 + 64 * row_tiles) * (2 * width + 16),
     )  # fmt: skip
     return cupy.asnumpy(y).astype(np.float64)
 
 
 def cached(values: np.ndarray, n_ctx: int) -> Any:
-    """(m, g, k) as the cache holds them: halves (g, n_ctx, k), not a number beyond m."""
+    """(m, g, k) as the cache holds them: float16 (g, n_ctx, k), NaN beyond m."""
     import cupy
 
     m, n_head_kv, width = values.shape
-    held = cupy.full((n_head_kv, n_ctx, width), np.nan, cupy.float16)
-    held[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
-    return held[:, :m].transpose(1, 0, 2)
+    cache = cupy.full((n_head_kv, n_ctx, width), np.nan, cupy.float16)
+    cache[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
+    return cache[:, :m].transpose(1, 0, 2)
 
 
 def error(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
-def halves(*shape: int) -> np.ndarray:
+def random_float16(*shape: int) -> np.ndarray:
     """Random numbers that half precision holds."""
     return RNG.standard_normal(shape).astype(np.float16).astype(np.float64)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("n, m", [(1, 1), (2, 65), (64, 64), (65, 200), (127, 127), (129, 500), (300, 300)])
-@pytest.mark.parametrize("width, bands", [(w, b) for w in WIDTHS for b in (1, 2) if w * b <= 256])
-def test_every_width_and_every_edge(width: int, bands: int, n: int, m: int, causal: bool) -> None:
+@pytest.mark.parametrize("width, row_tiles", [(w, t) for w in WIDTHS for t in (1, 2) if w * t <= 256])
+def test_every_width_and_every_edge(width: int, row_tiles: int, n: int, m: int, causal: bool) -> None:
     import cupy
 
-    q, k, v = RNG.standard_normal((n, 6, width)), halves(m, 2, width), halves(m, 2, width)
+    q, k, v = RNG.standard_normal((n, 6, width)), random_float16(m, 2, width), random_float16(m, 2, width)
     truth = TRUTH.attention(q, k, v, causal=causal)
-    for keys, values in (  # in the cache; side by side, as the image encoder has them
+    for keys, values in (  # in the cache; contiguous, as the image encoder has them
         (cached(k, m + 3), cached(v, m + 9)),
         tuple(cupy.asarray(x, cupy.float16) for x in (k, v)),
     ):
-        found = attend(cupy.asarray(q, cupy.float32), keys, values, causal=causal, bands=bands)
+        found = attend(cupy.asarray(q, cupy.float32), keys, values, causal=causal, row_tiles=row_tiles)
         assert error(found, truth) < TOLERANCE
 
 
-@pytest.mark.parametrize("width, bands", [(64, 2), (128, 2), (128, 1)])
-def test_a_long_prompt(width: int, bands: int) -> None:
+@pytest.mark.parametrize("width, row_tiles", [(64, 2), (128, 2), (128, 1)])
+def test_a_long_prompt(width: int, row_tiles: int) -> None:
     import cupy
 
     n, n_head, n_head_kv = 2928, 8, 4
-    q, k, v = RNG.standard_normal((n, n_head, width)), halves(n, n_head_kv, width), halves(n, n_head_kv, width)
+    q = RNG.standard_normal((n, n_head, width))
+    k, v = (random_float16(n, n_head_kv, width) for _ in range(2))
     arrays = cupy.asarray(q, cupy.float32), cached(k, 4096), cached(v, 4096)
-    found = attend(*arrays, causal=True, bands=bands)
+    found = attend(*arrays, causal=True, row_tiles=row_tiles)
     truth = TRUTH.attention(q, k, v, causal=True)
     assert error(found, truth) < TOLERANCE
     assert error(found[-64:], truth[-64:]) < 2 * TOLERANCE  # means of thousands: small, and no worse
@@ -115,8 +117,8 @@ def test_scores_that_grow_by_hundreds_stay_numbers() -> None:
     q = np.full((128, 1, width), 8.0)
     k = np.full((m, 1, width), -8.0)
     k[-1] = 8.0  # scores of -512 and 512
-    v = halves(m, 1, width)
+    v = random_float16(m, 1, width)
     arrays = cupy.asarray(q, cupy.float32), cached(k, m), cached(v, m)
-    for bands in (1, 2):
-        found = attend(*arrays, causal=False, bands=bands)
+    for row_tiles in (1, 2):
+        found = attend(*arrays, causal=False, row_tiles=row_tiles)
         np.testing.assert_array_equal(found, np.broadcast_to(v[-1], found.shape))

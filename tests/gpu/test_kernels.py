@@ -1,4 +1,4 @@
-"""The CUDA kernels at sizes that fill a device, and a recorded graph, against the reference in float64."""
+"""The CUDA kernels at sizes that fill a device, and captured graphs, against the reference in float64."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
 from tinyllava.ops import Ops
+from tinyllava.ops.gpu.constants import FORMATS
 from tinyllava.ops.select import select
 from tinyllava.quant.blocks import TYPES
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(7)
 TRUTH = select("numpy", dtype="float64")
-FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+QUANTIZED = [name for name in FORMATS if not TYPES[name].is_scalar]
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +65,16 @@ def test_rows_that_are_no_multiple_of_16_bytes(n: int, d_in: int, ops: Ops) -> N
     assert error(ops.numpy(ops.linear(ops.array(x), ops.matrix(weight))), truth) < 6e-4  # x in half precision
 
 
-@pytest.mark.parametrize("kind", FORMATS[2:])
-def test_weights_dequantized_in_tiles(kind: str, ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllava.ops.gpu.ops.TILE_BYTES", 2 * 512 * 128)  # 128 rows at once
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_weights_dequantized_some_rows_at_a_time(kind: str, ops: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyllava.ops.gpu.ops.DEQUANTIZED_BYTES", 2 * 512 * 128)  # 128 rows at once
     weight, x = RandomTensor("w", kind, (301, 512)), RNG.standard_normal((9, 512))
     truth = x @ weight.dequantize(np.float64).T
     assert error(ops.numpy(ops.linear(ops.array(x), ops.matrix(weight))), truth) < 6e-4
 
 
 @pytest.mark.parametrize("shape", [(7, 32), (3, 96), (37, 256), (500, 4096)])
-@pytest.mark.parametrize("kind", FORMATS[2:])
+@pytest.mark.parametrize("kind", QUANTIZED)
 def test_dequantized_weights_are_the_weights(kind: str, shape: tuple[int, int], ops: Any) -> None:
     if shape[1] % TYPES[kind].block_size:
         return
@@ -85,13 +86,13 @@ def test_dequantized_weights_are_the_weights(kind: str, shape: tuple[int, int], 
 
 
 def cached(values: np.ndarray, n_ctx: int, half: bool) -> tuple[Any, np.ndarray]:
-    """Keys (m, g, k) as a cache of n_ctx places holds them, and what it holds in float64."""
+    """Keys (m, g, k) as a cache of n_ctx positions holds them, and what it holds in float64."""
     import cupy
 
     m, n_head_kv, width = values.shape
-    held = cupy.zeros((n_head_kv, n_ctx, width), cupy.float16 if half else cupy.float32)
-    held[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
-    view = held[:, :m].transpose(1, 0, 2)
+    cache = cupy.zeros((n_head_kv, n_ctx, width), cupy.float16 if half else cupy.float32)
+    cache[:, :m] = cupy.asarray(values.transpose(1, 0, 2))
+    view = cache[:, :m].transpose(1, 0, 2)
     return view, cupy.asnumpy(view).astype(np.float64)
 
 
@@ -105,11 +106,11 @@ def test_attention(n: int, m: int, width: int, half: bool, ops: Ops) -> None:
     ops.matrix(RandomTensor("w", "F16", (8, 8)))  # as if there were a model in half precision
     q = RNG.standard_normal((n, 8, width)).astype(np.float32) * 2
     k, v = (RNG.standard_normal((m, 2, width)).astype(np.float32) for _ in range(2))
-    (k_held, k_true), (v_held, v_true) = (cached(x, m + 5, half) for x in (k, v))
+    (k_cached, k_true), (v_cached, v_true) = (cached(x, m + 5, half) for x in (k, v))
     for causal in (True, False):
         truth = TRUTH.attention(q.astype(np.float64), k_true, v_true, causal=causal)
-        found = ops.numpy(ops.attention(ops.array(q), k_held, v_held, causal=causal))
-        # On the matrix units q, k, v and the weights are rounded to half precision.
+        found = ops.numpy(ops.attention(ops.array(q), k_cached, v_cached, causal=causal))
+        # On tensor cores q, k, v and the weights are rounded to half precision.
         assert error(found, truth) < (1.5e-3 if n > 1 and width != 48 else 3e-6)
 
 
@@ -117,21 +118,21 @@ SMALL = Shape(256, 3, 4, 2, 512, 300)
 
 
 @pytest.mark.parametrize("ftype", ["F32", "F16", "Q4_K_M", "Q8_0"])
-def test_a_recorded_step_is_the_step(ftype: str, ops: Ops) -> None:
+def test_a_captured_step_is_the_step(ftype: str, ops: Ops) -> None:
     file: Any = random_file(SMALL, ftype, own=True)
     config = read_config(file)
     ids = [int(i) for i in RNG.integers(0, 300, 90)]
     fresh = type(ops)()  # that has seen no other weights
     llama = load_llama(file, config, fresh)
 
-    def logits(repeated: bool) -> np.ndarray:
+    def logits(captured: bool) -> np.ndarray:
         cache = KVCache(config, len(ids), fresh)
         hidden = forward(embed(ids[:50], llama, fresh), llama, cache, fresh)
 
         def read(ids: list[int]) -> Any:
             return unembed(forward(embed(ids, llama, fresh), llama, cache, fresh), llama, fresh)
 
-        step = fresh.capture(read) if repeated else read
+        step = fresh.capture(read) if captured else read
         rows = [fresh.numpy(unembed(hidden[-1:], llama, fresh))]
         rows += [fresh.numpy(step([i])).copy() for i in ids[50:]]
         assert cache.length == len(ids)
@@ -146,21 +147,21 @@ def test_a_recorded_step_is_the_step(ftype: str, ops: Ops) -> None:
     assert found < (2e-5 if ftype == "F32" else 2e-3)  # half precision where many tokens are multiplied
 
 
-@pytest.mark.parametrize("room", [1, 2, 3])
-def test_a_full_cache_refuses_a_step_and_then_goes_on(room: int, ops: Ops) -> None:
-    """Whether the step runs, is recorded or is replayed when the cache is full."""
+@pytest.mark.parametrize("n_free", [1, 2, 3])
+def test_a_full_cache_refuses_a_step_and_then_goes_on(n_free: int, ops: Ops) -> None:
+    """Whether the step runs, is captured or is replayed when the cache is full."""
     file: Any = random_file(SMALL, "Q4_K_M")
     config = read_config(file)
-    llama, cache = load_llama(file, config, ops), KVCache(config, 4 + room, ops)
+    llama, cache = load_llama(file, config, ops), KVCache(config, 4 + n_free, ops)
     forward(embed([1, 2, 3, 4], llama, ops), llama, cache, ops)
 
     def read(ids: list[int]) -> Any:
         return unembed(forward(embed(ids, llama, ops), llama, cache, ops), llama, ops)
 
     step = ops.capture(read)
-    for token in range(room):
+    for token in range(n_free):
         step([token])
-    with pytest.raises(ContextError, match=f"{5 + room} tokens; wanted at most {4 + room}"):
+    with pytest.raises(ContextError, match=f"{5 + n_free} tokens; wanted at most {4 + n_free}"):
         step([7])
     cache.truncate(4)
     again = ops.numpy(step([7])).copy()

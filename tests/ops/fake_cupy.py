@@ -21,7 +21,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class FakeCupy(ModuleType):
-    """CuPy 14 for CUDA 13.0 on a driver and a card as told."""
+    """CuPy 14 for CUDA 13.0; the driver's version and the device are the arguments."""
 
     def __init__(
         self, *, driver: int = 13000, count: int = 1, capability: str = "90", free: int = 80 * GIB

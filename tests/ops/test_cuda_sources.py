@@ -1,14 +1,23 @@
-"""What can be told of the CuPy backend without a device: its operations, and what it shares with its kernels."""
+"""What can be checked of the GPU backend without a GPU: its operations, its layouts and its kernels' source."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tinyllava.ops import Ops
+from tinyllava.ops.gpu.constants import FILES, FOLDER, FORMATS, field_places, header, source
+from tinyllava.ops.gpu.device import OLDEST
 from tinyllava.quant.blocks import TYPES
 
 OPS = Path(__file__).parents[2] / "tinyllava" / "ops"
@@ -30,65 +39,58 @@ def test_it_has_all_operations_with_the_reference_s_arguments() -> None:
         assert ast.unparse(cupy[name].args) == ast.unparse(reference[name].args), name
 
 
-def constants(text: str) -> dict[str, int]:
-    """The whole numbers that a CUDA source names."""
-    return {m[1]: int(m[2]) for m in re.finditer(r"^const(?:expr)? int (\w+) = (\d+);", text, re.MULTILINE)}
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_matrix_is_uploaded_as_the_kernels_read_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With NumPy in CuPy's place: each field of each block is where the header says."""
+    kind, n_rows, n_blocks = TYPES[name], 5, 3  # blocks of a row
+    raw = np.random.default_rng(1).integers(0, 256, (n_rows, n_blocks * kind.nbytes), np.uint8)
+    tensor = SimpleNamespace(type=name, shape=(n_rows, n_blocks * kind.block_size), raw=raw)
+    monkeypatch.setitem(sys.modules, "cupy", np)
+    monkeypatch.delitem(sys.modules, "tinyllava.ops.gpu.weights", raising=False)
+    weights: Any = importlib.import_module("tinyllava.ops.gpu.weights")
+    monkeypatch.delitem(sys.modules, "tinyllava.ops.gpu.weights")
+    monkeypatch.setattr(weights, "UPLOAD_BYTES", 2 * raw.shape[1])  # two rows at a time
+    data = weights.upload(tensor).data
+    assert data.nbytes == raw.nbytes
+    blocks = raw.reshape(-1).view(kind.dtype)
+    for field, (plane, offset, stride) in field_places(kind).items():
+        for i in range(len(blocks)):
+            start = len(blocks) * plane + i * stride + offset
+            assert data[start : start + kind.dtype[field].itemsize].tobytes() == blocks[i][field].tobytes()
 
 
-def python_constants(file: str) -> dict[str, int]:
-    """Those that a Python module names, one or several on a line."""
-    found: dict[str, int] = {}
-    for node in ast.parse((OPS / file).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign):
-            (target,) = node.targets
-            names, values = (n.elts if isinstance(n, ast.Tuple) else [n] for n in (target, node.value))
-            for name, value in zip(names, values, strict=True):
-                if isinstance(name, ast.Name) and isinstance(value, ast.Constant) and type(value.value) is int:
-                    found[name.id] = value.value
-    return found
+def test_each_quantized_format_is_unpacked() -> None:
+    text = source("blocks.cu")
+    for name in FORMATS:
+        if not TYPES[name].is_scalar:
+            assert f"F({name})" in header() and f"struct Quant<{name}>" in text
 
 
-def test_launches_and_kernels_agree() -> None:
-    python = python_constants("gpu/ops.py")
-    matvec = constants((OPS / "gpu" / "cuda" / "matvec.cu").read_text(encoding="utf-8"))
-    token = constants((OPS / "gpu" / "cuda" / "attention_token.cu").read_text(encoding="utf-8"))
-    block = constants((OPS / "gpu" / "cuda" / "attention.cu").read_text(encoding="utf-8"))
-    assert python["ROWS_OF_BLOCK"] == matvec["WARPS"] * matvec["ROWS"]
-    assert python["THREADS"] == 32 * matvec["WARPS"]
-    assert python["CHUNK"] == token["CHUNK"] and token["TOKEN_THREADS"] == 128
-    assert python["TILE"] == block["TILE"] and python["QUERIES"] == 2 * 16 * block["WARPS_OF_ATTENTION"]
-
-
-def test_formats_are_the_files() -> None:
-    text = (OPS / "gpu" / "cuda" / "blocks.cu").read_text(encoding="utf-8")
-    (listed,) = re.findall(r"enum Format \{(.*?)\}", text)
-    formats = {name: int(number) for name, number in re.findall(r"(\w+) = (\d+)", listed)}
-    assert formats == {name: TYPES[name].id for name in formats}
-    for name, size in re.findall(r"struct Quant<(\w+)> \{\n[^\n]*SIZE = (\d+)", text):
-        assert TYPES[name].block_size == int(size)
-
-
-def kernels() -> dict[str, list[str]]:
-    """The kernels' names and their arguments."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((OPS / "gpu" / "cuda").glob("*.cu")))
-    found = re.findall(r"KERNEL (?:__launch_bounds__\(.*?\) )?void (\w+)\(\s*(.*?)\) \{", text, re.DOTALL)
-    return {name: arguments.split(",") for name, arguments in found}
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("capability", [OLDEST, 90])
+def test_the_kernels_compile(capability: int, tmp_path: Path) -> None:
+    (tmp_path / "all.cu").write_text(source(), encoding="utf-8")
+    command = ["nvcc", "-ptx", f"-arch=sm_{capability}", "-std=c++17", "-Werror", "all-warnings", "all.cu"]
+    subprocess.run(command, cwd=tmp_path, check=True)
 
 
 LAUNCHED = (
-    "matvec", "embed", "dequantize", "rope", "append_kv", "advance", "attend_any", "swiglu", "halve", "add_bias",
+    "matvec", "embed", "dequantize", "rope", "append_kv", "advance", "attend_any", "to_float16", "add_bias",
+    "layer_norm", "rms_norm", "rms_norm_vec4", "activation", "swiglu", "swiglu_float16",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_what_is_launched_exists(name: str) -> None:
-    assert name in kernels()
+    assert re.search(rf"KERNEL (__launch_bounds__\(.*?\) )?void {name}\(", source())
     assert f'"{name}"' in (OPS / "gpu/ops.py").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", sorted((OPS / "gpu" / "cuda").glob("*.cu")), ids=lambda path: path.name)
-def test_no_kernel_needs_a_header_and_each_takes_its_turn(path: Path) -> None:
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.cu")), ids=lambda path: path.name)
+def test_no_kernel_needs_a_header_and_each_waits_for_the_previous_one(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
+    assert path.name in FILES
     assert "#include" not in text
-    starts = len(re.findall(r"^\s*(?:KERNEL|extern \"C\" __global__)\s", text, re.MULTILINE))
-    assert text.count("take_turn();") == starts
+    kernels = len(re.findall(r"^\s*KERNEL\s", text, re.MULTILINE))
+    waits = text.count("await_previous_kernel();")
+    assert waits == kernels

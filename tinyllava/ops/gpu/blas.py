@@ -1,7 +1,7 @@
-"""Matrix products by cuBLAS: half precision or float32 in, float32 sums and results.
+"""Matrix products (GEMM) by cuBLAS: float16 or float32 in, float32 sums and results.
 
-Called directly, not through CuPy, which refuses to while a stream records (cupy_graph.py). What is recorded must
-not ask for memory either, so cuBLAS gets its workspace here.
+Called directly, as CuPy refuses to call cuBLAS while a stream is captured (capture.py). Memory cannot be allocated
+during capture either, so cuBLAS gets its workspace beforehand.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import cupy
 import numpy as np
 from cupy_backends.cuda.libs import cublas
 
-WORKSPACE = 32 << 20  # bytes: what NVIDIA recommends for its largest devices
+WORKSPACE_BYTES = 32 << 20  # what NVIDIA recommends for its largest devices
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 2}  # cudaDataType_t
-NO, YES = 0, 1  # cublasOperation_t: as it is, or transposed
-FLOAT32 = 68  # CUBLAS_COMPUTE_32F
-ANY = -1  # CUBLAS_GEMM_DEFAULT
+NO_TRANSPOSE, TRANSPOSE = 0, 1  # cublasOperation_t
+COMPUTE_FLOAT32 = 68  # CUBLAS_COMPUTE_32F
+DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 INT, POINTER = ctypes.c_int, ctypes.c_void_p
 
 
@@ -26,7 +26,7 @@ class Blas:
     """cuBLAS for one device."""
 
     def __init__(self) -> None:
-        self._handle = cublas.create()  # by CuPy, which has found and loaded the library
+        self._handle = cublas.create()  # CuPy: it has found and loaded the library
         self._library = ctypes.CDLL(_name())
         self._gemm = self._library.cublasGemmEx
         self._gemm.argtypes = [
@@ -34,21 +34,22 @@ class Blas:
             POINTER, POINTER, INT, INT, POINTER, INT, INT,
             POINTER, POINTER, INT, INT, INT, INT,
         ]  # fmt: skip
-        self._workspace = cupy.empty(WORKSPACE, cupy.uint8)
+        self._workspace = cupy.empty(WORKSPACE_BYTES, cupy.uint8)
         self._stream: int | None = None
         self._one, self._zero = ctypes.c_float(1), ctypes.c_float(0)
 
     def multiply(self, x: Any, weight: Any, y: Any, start: int, stop: int) -> None:
         """y[:, start:stop] = x (n, d_in) @ weight^T, for weight (stop - start, d_in) of x's type and float32 y.
 
-        cuBLAS counts along columns first: to it, each of these is its own transpose.
+        cuBLAS takes arrays as column-major, that is each of these as its transpose.
         """
         self._follow_stream()
         (n, d_in), kind = x.shape, TYPES[x.dtype]
         status = self._gemm(
-            self._handle, YES, NO, stop - start, n, d_in,
+            self._handle, TRANSPOSE, NO_TRANSPOSE, stop - start, n, d_in,
             ctypes.addressof(self._one), weight.data.ptr, kind, d_in, x.data.ptr, kind, d_in,
-            ctypes.addressof(self._zero), y.data.ptr + 4 * start, TYPES[y.dtype], y.shape[1], FLOAT32, ANY,
+            ctypes.addressof(self._zero), y.data.ptr + 4 * start, TYPES[y.dtype], y.shape[1],
+            COMPUTE_FLOAT32, DEFAULT_ALGORITHM,
         )  # fmt: skip
         _check(status, "cublasGemmEx")
 
@@ -58,9 +59,9 @@ class Blas:
         if stream == self._stream:
             return
         _check(self._library.cublasSetStream_v2(POINTER(self._handle), POINTER(stream)), "cublasSetStream")
-        # A change of stream gives cuBLAS its own workspace back.
-        room = POINTER(self._workspace.data.ptr), ctypes.c_size_t(WORKSPACE)
-        _check(self._library.cublasSetWorkspace_v2(POINTER(self._handle), *room), "cublasSetWorkspace")
+        # A change of stream resets the workspace to cuBLAS's own.
+        workspace = POINTER(self._workspace.data.ptr), ctypes.c_size_t(WORKSPACE_BYTES)
+        _check(self._library.cublasSetWorkspace_v2(POINTER(self._handle), *workspace), "cublasSetWorkspace")
         self._stream = stream
 
 

@@ -1,6 +1,6 @@
 """Whether there is a GPU that CuPy can use, in one line if not; and how much of its memory is free.
 
-CuPy is imported here and nowhere earlier: a machine without it, or without a driver, pays for a look at the disk.
+CuPy is imported here and nowhere earlier, so that a machine without it or without a driver loses no time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from tinyllava.errors import UsageError
 
 BACKEND = "backend cupy"
 INSTALL = "Install it with: pip install 'tinyllava[gpu]'"
-FORMATS = ("F32", "F16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")  # with a kernel; enum Format in cuda/blocks.cu
-OLDEST = 80  # compute capability 8.0 (Ampere): the kernels copy to shared memory and multiply as it can
+OLDEST = 80  # compute capability 8.0 (Ampere): the first with cp.async and the mma shapes of cuda/attention.cu
 
 
 def open_cupy() -> Any:
@@ -36,7 +35,7 @@ def open_cupy() -> Any:
 
 
 def has_driver() -> bool:
-    """Whether the system finds the driver's library: asked first, as CuPy takes half a second to import."""
+    """Whether the system finds the driver's library. Checked first, as importing CuPy takes half a second."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         ctypes.CDLL(name)
@@ -48,13 +47,13 @@ def has_driver() -> bool:
 def _import() -> Any:
     """CuPy, which may be there and yet not load. Its own message has twenty lines: the last cause is the one."""
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             cupy = importlib.import_module("cupy")
     except Exception as error:  # ImportError, and whatever a broken installation raises
         cause = error.__cause__ or error
         raise UsageError(BACKEND, f"CuPy cannot be imported ({_short(cause)})", hint=INSTALL) from None
-    if any("multiple CuPy packages" in str(warning.message) for warning in said):
+    if any("multiple CuPy packages" in str(warning.message) for warning in caught):
         hint = "Uninstall all packages whose names begin with cupy, then install one"
         raise UsageError(BACKEND, "CuPy is installed more than once", hint=hint)
     return cupy

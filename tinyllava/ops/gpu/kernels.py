@@ -1,6 +1,6 @@
 """The CUDA kernels in cuda/*.cu: compiled when first needed, and launched by name.
 
-CuPy keeps what it has compiled in a folder of its own (~/.cupy), so that only the first run on a machine waits.
+CuPy caches what it has compiled (in ~/.cupy), so that only the first run on a machine waits.
 """
 
 from __future__ import annotations
@@ -8,23 +8,16 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cupy
 import numpy as np
 
 from tinyllava.ops import compiling
+from tinyllava.ops.gpu.constants import source
 
-FOLDER = Path(__file__).parent / "cuda"
-FILES = ("common.cu", "blocks.cu", "matvec.cu", "rows.cu", "attention_token.cu", "attention.cu")
 SERIALIZE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 STATIC_SHARED = 48 << 10  # bytes of shared memory that a block gets without asking
-
-
-def source() -> str:
-    """All kernels as one text: what one file defines, the files after it use."""
-    return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in FILES)
 
 
 class _Attribute(ctypes.Structure):
@@ -47,40 +40,40 @@ class _Config(ctypes.Structure):
 
 
 class Kernels:
-    """The compiled kernels of one device. Launched by the driver's own call, as CuPy's knows no attributes.
+    """The compiled kernels of one device, launched by the driver's own function, as CuPy's takes no attributes.
 
-    With ``overlap``, a kernel may start before the one before it has ended (CUDA's programmatic dependent launch):
-    each waits for that by itself (take_turn in cuda/common.cu). Only where devices can, from Hopper on.
+    With ``overlap``, a kernel may start before the one before it has ended (programmatic dependent launch, from
+    Hopper on): each calls await_previous_kernel (cuda/common.cu) before it needs the other's results.
     """
 
     def __init__(self, code: str | None = None) -> None:
         module = cupy.RawModule(code=code or source(), options=("--std=c++17",), backend="nvrtc")
         self._function = cache(module.get_function)
         device = cupy.cuda.Device()
-        self.processors: int = device.attributes["MultiProcessorCount"]
-        self._most_shared: int = device.attributes["MaxSharedMemoryPerBlockOptin"]
+        self.n_multiprocessors: int = device.attributes["MultiProcessorCount"]
+        self._max_shared: int = device.attributes["MaxSharedMemoryPerBlockOptin"]
         self._can_overlap = int(device.compute_capability) >= 90
         self.overlap = False
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         self._launch = driver.cuLaunchKernelEx
-        self._overlapping = _Attribute(SERIALIZE, 0, (ctypes.c_int * 16)(1))
+        self._attribute = _Attribute(SERIALIZE, 0, (ctypes.c_int * 16)(1))
 
     def launch(
         self, name: str, grid: int | tuple[int, ...], threads: int, *arguments: Any, shared: int = 0
     ) -> None:
-        """Start a kernel on a grid of blocks of ``threads``, each with ``shared`` bytes of shared memory.
+        """Start a kernel on a grid of blocks of ``threads``, each with ``shared`` bytes of dynamic shared memory.
 
-        Whole numbers go as C ints, floats as C floats, arrays as pointers and None as a null pointer; np.uint64
-        as a size_t.
+        An int is passed as a C int, a float as a float, np.uint64 as a size_t, an array as a pointer to its first
+        element and None as a null pointer.
         """
         function = self._function(name)
         if shared > STATIC_SHARED and function.max_dynamic_shared_size_bytes < shared:
-            function.max_dynamic_shared_size_bytes = self._most_shared - function.shared_size_bytes
+            function.max_dynamic_shared_size_bytes = self._max_shared - function.shared_size_bytes
         blocks = (*grid, 1, 1)[:3] if isinstance(grid, tuple) else (grid, 1, 1)
         overlap = self.overlap and self._can_overlap
         config = _Config(
             blocks, (threads, 1, 1), shared, cupy.cuda.get_current_stream().ptr,
-            ctypes.addressof(self._overlapping), int(overlap),
+            ctypes.addressof(self._attribute), int(overlap),
         )  # fmt: skip
         values = [_as_c(value) for value in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))

@@ -1,7 +1,6 @@
-"""Weight matrices on the device, in the bytes that their file has for them.
+"""Weight matrices on the device, in their file's blocks (constants.py says in which layout).
 
-Formats whose blocks are a multiple of 16 bytes lie as in the file. Of the others each field lies apart, so that a
-thread can load 16 bytes of it at once; cuda/blocks.cu shows both. What has no kernel becomes half precision.
+What has no kernel is converted to float16.
 """
 
 from __future__ import annotations
@@ -11,71 +10,57 @@ from typing import TYPE_CHECKING, Any
 import cupy
 import numpy as np
 
-from tinyllava.ops.gpu.device import FORMATS
-from tinyllava.quant.blocks import TYPES
+from tinyllava.ops.gpu.constants import FORMATS, field_places, is_split
+from tinyllava.quant.blocks import TYPES, BlockType
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
 
-# The fields that lie apart, where they do, in cuda/blocks.cu's order.
-APART = {"Q4_0": ("qs", "d"), "Q8_0": ("qs", "d"), "Q6_K": ("ql", "qh", "scales", "d")}
-PIECE_BYTES = 1 << 25  # of a matrix, rearranged at a time
-MOST_HALF = 65504.0
+UPLOAD_BYTES = 1 << 25  # of a matrix at a time: what is copied to the device and rearranged there
+MAX_FLOAT16 = 65504.0
 
 
 class DeviceMatrix:
-    """A weight matrix (d_out, d_in) in device memory: ``data`` (nbytes,) in the blocks of ``kind``."""
+    """A weight matrix (d_out, d_in) in device memory: ``data`` (nbytes,) in blocks of ``type``."""
 
-    def __init__(self, kind: str, shape: tuple[int, ...], data: Any) -> None:
-        self.kind = kind
+    def __init__(self, type: BlockType, shape: tuple[int, ...], data: Any) -> None:
+        self.type = type
         self.shape = shape
         self.data = data
-        self.type = TYPES[kind]
-        self.format = self.type.id
-        self.n_blocks = np.uint64(shape[0] * shape[1] // self.type.block_size)
-
-    @property
-    def is_float(self) -> bool:
-        return self.type.is_scalar
+        self.n_blocks = np.uint64(shape[0] * shape[1] // type.block_size)
 
     @property
     def rows_are_aligned(self) -> bool:
-        """Whether each row starts at a multiple of 16 bytes, as the kernel for one token reads it."""
-        return not self.is_float or self.shape[1] % 8 == 0
+        """Whether each row starts at a multiple of 16 bytes, as matvec.cu reads it."""
+        return not self.type.is_scalar or self.shape[1] % 8 == 0
 
 
 def upload(tensor: Tensor) -> DeviceMatrix:
-    """A matrix of a file, moved to the device."""
-    kind = tensor.type if tensor.type in FORMATS else "F16"
+    """A matrix of a file, copied to the device."""
+    kind = TYPES[tensor.type if tensor.type in FORMATS else "F16"]
     shape = int(tensor.shape[0]), int(tensor.shape[1])
-    block = TYPES[kind]
-    row_bytes = block.row_bytes(shape[1])
+    row_bytes = kind.row_bytes(shape[1])
     data = cupy.empty(shape[0] * row_bytes, cupy.uint8)
-    step = max(1, PIECE_BYTES // row_bytes)
+    step = max(1, UPLOAD_BYTES // row_bytes)
     for start in range(0, shape[0], step):
         stop = min(start + step, shape[0])
-        raw = tensor.raw[start:stop] if tensor.type == kind else _halves(tensor, start, stop)
-        piece = cupy.asarray(np.ascontiguousarray(raw)).reshape(-1, block.nbytes)  # (blocks, bytes)
-        _place(piece, data, start * row_bytes // block.nbytes, kind)
+        raw = tensor.raw[start:stop] if tensor.type == kind.name else _as_float16(tensor, start, stop)
+        blocks = cupy.asarray(np.ascontiguousarray(raw)).reshape(-1, kind.nbytes)
+        _store(blocks, data, start * row_bytes // kind.nbytes, kind)
     return DeviceMatrix(kind, shape, data)
 
 
-def _halves(tensor: Tensor, start: int, stop: int) -> Any:
-    rows = np.clip(tensor.rows(np.arange(start, stop)), -MOST_HALF, MOST_HALF)
+def _as_float16(tensor: Tensor, start: int, stop: int) -> Any:
+    rows = np.clip(tensor.rows(np.arange(start, stop)), -MAX_FLOAT16, MAX_FLOAT16)
     return rows.astype(np.float16).view(np.uint8)
 
 
-def _place(piece: Any, data: Any, first: int, kind: str) -> None:
-    """Write blocks (n, nbytes) where they belong in a matrix's data, from block ``first`` on."""
-    block = TYPES[kind]
-    n, n_blocks = len(piece), data.size // block.nbytes
-    if kind not in APART:
-        data[first * block.nbytes : (first + n) * block.nbytes] = piece.ravel()
+def _store(blocks: Any, data: Any, first: int, kind: BlockType) -> None:
+    """Write blocks (n, nbytes) into a matrix's data as its blocks first .. first + n."""
+    n, n_blocks = len(blocks), data.size // kind.nbytes
+    if not is_split(kind):
+        data[first * kind.nbytes : (first + n) * kind.nbytes] = blocks.ravel()
         return
-    plane = 0  # where the field's plane starts
-    for name in APART[kind]:
-        size = block.dtype[name].itemsize
-        column = block.offset(name)
-        place = data[plane + first * size : plane + (first + n) * size]
-        place.reshape(n, size)[:] = piece[:, column : column + size]
-        plane += n_blocks * size
+    for name, (plane, _, size) in field_places(kind).items():
+        column, start = kind.offset(name), n_blocks * plane + first * size
+        data[start : start + n * size].reshape(n, size)[:] = blocks[:, column : column + size]
