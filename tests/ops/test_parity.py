@@ -12,7 +12,7 @@ import pytest
 from tinyllava.errors import UsageError
 from tinyllava.ops import Ops
 from tinyllava.ops.cpu.unpack import FORMATS as LEVELS
-from tinyllava.ops.cpu.unpack import Format, levels_row, put_quarters, put_scales
+from tinyllava.ops.cpu.unpack import Format
 from tinyllava.ops.select import BACKENDS, select
 from tinyllava.quant.blocks import TYPES, dequantize
 
@@ -37,7 +37,7 @@ TOLERANCE = {
 }
 
 # Formats that a backend multiplies in its own way: one each with a kernel, and one that falls back.
-FORMATS = ("F32", *LEVELS, "IQ4_NL", "IQ2_XS")
+FORMATS = (*LEVELS, "IQ4_NL", "IQ2_XS")
 
 
 def tensor(kind: str, d_out: int, d_in: int) -> Any:
@@ -77,9 +77,9 @@ def kind_of_linear(kind: str, ops: Ops, n: int) -> str:
         if n > 1 or kind not in DEVICE_FORMATS:
             return "linear of halves"
         return "linear" if kind == "F16" else "linear of integers"
-    if ops.name == "numpy" or kind not in LEVELS:
+    if ops.name == "numpy" or kind not in LEVELS or kind == "F32":
         return "linear"
-    return "linear of bytes" if LEVELS[kind].sums else "linear of words"
+    return "linear of words" if LEVELS[kind].kind == "float" else "linear of bytes"
 
 
 CPU = [pytest.param((name, n), id=f"{name}-{n}") for name in BACKENDS if name != "cupy" for n in (1, 3)]
@@ -285,7 +285,7 @@ def test_attention_in_pieces_is_attention_at_once(monkeypatch: pytest.MonkeyPatc
 def blocks(form: Format, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The numbers, scales and minima (512,) of a row of 16 blocks."""
     q, table = np.empty(512, np.uint8), np.empty((16, 64), np.float32)
-    levels_row(form.number, row.ctypes.data, 16, q.ctypes.data, table.ctypes.data, table.strides[0])
+    form.write(row.ctypes.data, 16, q.ctypes.data, table.ctypes.data, table.strides[0])
     return q, table[:, 0].repeat(32), table[:, 16].repeat(32)
 
 
@@ -293,14 +293,13 @@ def super_blocks(form: Format, row: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     """The same of two super-blocks."""
     q, table = np.empty((2, 256), np.uint8), np.empty((2, 512), np.float32)
     for i, block in enumerate(row.reshape(2, -1)):
-        put_quarters(form.number, block.ctypes.data, q[i].ctypes.data)
-        put_scales(form.number, block.ctypes.data, table[i].ctypes.data)
+        form.write(block.ctypes.data, q[i].ctypes.data, table[i].ctypes.data)
     n = 8 * form.groups  # scales; the minima come right after 8, and 1024 bytes after the first of 16
     minima = table[:, n : 2 * n] if n == 8 else table[:, 256 : 256 + n]
     return q.ravel(), table[:, :n].ravel().repeat(256 // n), minima.ravel().repeat(256 // n)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, format in LEVELS.items() if format.sums])
+@pytest.mark.parametrize("kind", [kind for kind, form in LEVELS.items() if form.kind != "float"])
 def test_levels_are_what_dequantizing_multiplies(kind: str) -> None:
     """Any bytes: q, d and m (or c) put together again are the weights, to the rounding of d * q + m."""
     block, form = TYPES[kind], LEVELS[kind]
@@ -310,7 +309,7 @@ def test_levels_are_what_dequantizing_multiplies(kind: str) -> None:
     with np.errstate(all="ignore"):
         for i, row in enumerate(raw):
             q, d, m = take_apart(form, row)
-            y[i] = d * (q.astype(np.float64) - form.offset) + (m if form.sums == "minimum" else 0.0)
+            y[i] = d * (q.astype(np.float64) - form.c) + (m if form.kind == "minimum" else 0.0)
         truth = dequantize(kind, raw)
     finite = np.isfinite(truth)
     assert np.array_equal(np.isfinite(y), finite)

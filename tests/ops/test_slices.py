@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from tests.ops.test_parity import close, kind_of_linear, tensor
-from tinyllava.ops.cpu.gemm import GROUPS, WIDTH
-from tinyllava.ops.cpu.microkernel import TOKENS
-from tinyllava.ops.cpu.quantize_activations import SLICE
+from tinyllava.ops.cpu.gemm import TOKEN_PANELS
+from tinyllava.ops.cpu.microkernel import NR
+from tinyllava.ops.cpu.pack_weights import PACK_COLUMNS
+from tinyllava.ops.cpu.quantize_activations import KC
 from tinyllava.ops.cpu.softmax import softmax
 from tinyllava.ops.select import select
 
 RNG = np.random.default_rng(0)
 WIDE = [
-    *(("F16", WIDTH + 76), ("Q8_0", WIDTH + SLICE + 32)),
-    *(("Q4_K", WIDTH + 512), ("Q6_K", WIDTH + 256), ("Q2_K", WIDTH + 256)),
+    *(("F16", PACK_COLUMNS + 76), ("Q8_0", PACK_COLUMNS + KC + 32)),
+    *(("Q4_K", PACK_COLUMNS + 512), ("Q6_K", PACK_COLUMNS + 256), ("Q2_K", PACK_COLUMNS + 256)),
 ]
 TRUTH, NUMBA = select("numpy", dtype="float64"), select("numba", threads=2)
 
@@ -23,7 +24,7 @@ TRUTH, NUMBA = select("numpy", dtype="float64"), select("numba", threads=2)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
     ("kind", "d_in"),
-    [("F16", SLICE + 76), ("BF16", 3 * SLICE), ("Q4_0", SLICE + 32), ("Q8_0", 2 * SLICE + 96), ("Q4_K", 5 * 256)],
+    [("F16", KC + 76), ("BF16", 3 * KC), ("Q4_0", KC + 32), ("Q8_0", 2 * KC + 96), ("Q4_K", 5 * 256)],
 )
 def test_a_product_of_several_slices(kind: str, d_in: int, with_bias: bool) -> None:
     weight, x = tensor(kind, 37, d_in), RNG.standard_normal((11, d_in)).astype(np.float32)
@@ -35,7 +36,7 @@ def test_a_product_of_several_slices(kind: str, d_in: int, with_bias: bool) -> N
 @pytest.mark.parametrize(("kind", "d_in"), WIDE)
 @pytest.mark.parametrize("d_out", [5, 48])
 def test_a_product_too_wide_to_be_taken_apart_at_once(kind: str, d_in: int, d_out: int) -> None:
-    n = GROUPS * TOKENS + 5  # more tokens than one slice after the other meets at once, too
+    n = TOKEN_PANELS * NR + 5  # more tokens than one slice after the other meets at once, too
     weight, x = tensor(kind, d_out, d_in), RNG.standard_normal((n, d_in)).astype(np.float32)
     bias = RNG.standard_normal(d_out).astype(np.float32)
     truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias)

@@ -52,7 +52,8 @@ class PlainPool:
 
 @pytest.fixture
 def ops(monkeypatch: pytest.MonkeyPatch) -> NumbaOps:
-    monkeypatch.setattr("tinyllava.ops.cpu.ops.CHUNK_NUMBERS", 16)  # so that there are several chunks
+    for module in ("ops", "matmul"):  # so that there are several chunks
+        monkeypatch.setattr(f"tinyllava.ops.cpu.{module}.CHUNK_NUMBERS", 16)
     backend: Any = NumbaOps(1)
     backend.runner.pool = PlainPool()
     return backend

@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 
 from tinyllava.ops.cpu.compile import kernel, task
-from tinyllava.ops.cpu.microkernel import FLOAT_TOKENS, ROWS, SIDES, interleave, loop, outer
+from tinyllava.ops.cpu.microkernel import LANES, MR, NR_F32, interleave, loop, microkernel_f32
 from tinyllava.ops.cpu.simd.intrinsics import (
     everywhere,
     float_at,
@@ -29,10 +29,9 @@ from tinyllava.ops.cpu.simd.reduce import fold_each, sum_lanes
 from tinyllava.ops.cpu.softmax import pad, running_softmax, scale_row, softmax
 from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row_at
 
-Q_BLOCK = 144  # queries of a block, at most: a multiple of FLOAT_TOKENS and of 16
+Q_BLOCK = 144  # queries of a block, at most: a multiple of NR_F32 and of 16
 K_BLOCK = 64  # keys of a block
 KV_BLOCK = 16  # the same where there is one query
-COLUMNS = SIDES * ROWS  # that the micro-kernel computes at a time
 
 
 @kernel
@@ -74,7 +73,7 @@ def round_up(n: int, unit: int) -> int:
 @kernel
 def block_scratch(d: int) -> int:
     """The size of a thread's scratch for heads of d features, in float32: block_arrays."""
-    return (2 * Q_BLOCK + 2 * K_BLOCK + ROWS) * round_up(d, COLUMNS) + Q_BLOCK * (K_BLOCK + 2)
+    return (2 * Q_BLOCK + 2 * K_BLOCK + LANES) * round_up(d, MR) + Q_BLOCK * (K_BLOCK + 2)
 
 
 @kernel
@@ -84,8 +83,8 @@ def block_arrays(at: int, width: int) -> Any:
     at += 8 * Q_BLOCK * width
     k = floats_at(at, K_BLOCK, width)  # packed: panels of 16 keys, each (width, 16)
     v = floats_at(at + 4 * K_BLOCK * width, K_BLOCK, width)
-    rows = floats_at(at + 8 * K_BLOCK * width, ROWS, width)  # 16 keys before they are packed
-    at += (8 * K_BLOCK + 4 * ROWS) * width
+    rows = floats_at(at + 8 * K_BLOCK * width, LANES, width)  # 16 keys before they are packed
+    at += (8 * K_BLOCK + 4 * LANES) * width
     scores, rest = floats_at(at, Q_BLOCK, K_BLOCK), floats_at(at + 4 * Q_BLOCK * K_BLOCK, 2, Q_BLOCK)
     return q, o, k, v, rows, scores, rest[0], rest[1]  # the last two: m and s of each query
 
@@ -106,7 +105,7 @@ def attend_block(args: int, chunk: int, thread_id: int) -> None:
     end = m - n + first + n_queries if causal else m  # of the keys that the block's last query sees
     to_first = (first * n_head + head) * d * 4  # bytes from q, or y, to the block's first query
     at = scratch + thread_id * scratch_size
-    queries, o, keys, values, rows, scores, largest, sums = block_arrays(at, round_up(d, COLUMNS))
+    queries, o, keys, values, rows, scores, largest, sums = block_arrays(at, round_up(d, MR))
     for t in range(Q_BLOCK):
         copy_row(q + to_first + t * n_head * d * 4, False, d if t < n_queries else 0, queries[t], scale)
         copy_row(0, False, 0, o[t], one)
@@ -135,9 +134,9 @@ def visible(seen: int, t: int, n_keys: int) -> int:
 def pack_keys(k, stride, is_float16, d, n_keys, rows, keys) -> None:  # type: ignore[no-untyped-def]
     """n_keys keys -> panels of 16 keys, each (width, 16): a feature of 16 keys side by side."""
     width = rows.shape[1]
-    for panel in range(round_up(n_keys, ROWS) // ROWS):
-        for r in range(ROWS):
-            j = panel * ROWS + r
+    for panel in range(round_up(n_keys, LANES) // LANES):
+        for r in range(LANES):
+            j = panel * LANES + r
             copy_row(k + j * stride, is_float16, d if j < n_keys else 0, rows[r], np.float32(1.0))
         for i in range(0, width, 8):
             interleave(rows.ctypes.data + 4 * i, 4 * width, keys.ctypes.data + (panel * width + i) * 64)
@@ -147,12 +146,12 @@ def pack_keys(k, stride, is_float16, d, n_keys, rows, keys) -> None:  # type: ig
 def score_block(q, k, scores, n_queries, n_keys, seen) -> None:  # type: ignore[no-untyped-def]
     """scores = q @ k^T, in whole micro-tiles: scores of keys that a query does not see mean nothing."""
     width = q.shape[1]
-    for t in range(0, n_queries, FLOAT_TOKENS):
-        for j in range(FLOAT_TOKENS):
+    for t in range(0, n_queries, NR_F32):
+        for j in range(NR_F32):
             scores[t + j] = np.float32(0.0)
-        for first in range(0, visible(seen, t + FLOAT_TOKENS - 1, n_keys), COLUMNS):
+        for first in range(0, visible(seen, t + NR_F32 - 1, n_keys), MR):
             keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * K_BLOCK + first)
-            outer(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * K_BLOCK, width)
+            microkernel_f32(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * K_BLOCK, width)
 
 
 @kernel
@@ -175,11 +174,11 @@ def softmax_block(scores, o, largest, sums, n_queries, n_keys, seen, scratch) ->
 def mix_block(scores, v, o, n_queries, n_keys, seen) -> None:  # type: ignore[no-untyped-def]
     """o += scores @ v, in whole micro-tiles: the scores of keys that a query does not see are 0 now."""
     width = v.shape[1]
-    for t in range(0, n_queries, FLOAT_TOKENS):
-        n = visible(seen, t + FLOAT_TOKENS - 1, n_keys)
-        for i in range(0, width if n > 0 else 0, COLUMNS):
+    for t in range(0, n_queries, NR_F32):
+        n = visible(seen, t + NR_F32 - 1, n_keys)
+        for i in range(0, width if n > 0 else 0, MR):
             x, y = scores.ctypes.data + 4 * t * K_BLOCK, o.ctypes.data + 4 * (t * width + i)
-            outer(v.ctypes.data + 4 * i, 4 * width, 4 * ROWS, x, 4 * K_BLOCK, y, 4 * width, n)
+            microkernel_f32(v.ctypes.data + 4 * i, 4 * width, 4 * LANES, x, 4 * K_BLOCK, y, 4 * width, n)
 
 
 # ---- one query

@@ -22,8 +22,7 @@ import numpy.typing as npt
 from tinyllava.ops import Array
 from tinyllava.ops.cpu.compile import Task
 from tinyllava.ops.cpu.thread_pool import TaskCall, TaskList, ThreadPool
-from tinyllava.ops.cpu.weights import address, floats
-from tinyllava.ops.cpu.workspace import BufferPool
+from tinyllava.ops.cpu.workspace import BufferPool, address, contiguous
 
 Step = Callable[[Any], Array]
 
@@ -195,7 +194,7 @@ class TaskRunner:
 
     def contiguous(self, x: Array) -> Array:
         """x as contiguous float32. If that takes a copy, capture is abandoned: a replay would not copy again."""
-        y = floats(x)
+        y = contiguous(x)
         if self.capturing is not None and (isinstance(x, CacheSlice) or address(y) != address(x)):
             self.abandon_capture()
         return y

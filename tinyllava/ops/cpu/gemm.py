@@ -1,11 +1,17 @@
-"""linear for many tokens, second half: weights become tiles piece by piece, tiles meet the tokens' records.
+"""GEMM: a matrix times many tokens, which reading a prompt is.
 
-    multiply_blocks    for each panel of rows: take its blocks apart, interleave 16 rows, multiply all tokens by it
-    multiply_floats    the same for float32 weights and activations
+    y (n, d_out) = x (n, d_in) @ W^T, a task that shares out groups of panels of W:
 
-A panel's tiles fit the second-level cache and are used for all tokens before the next panel is unpacked: no copy
-of the matrix is ever made. Of a very wide matrix it is some of the columns.
-The layouts of the records are tile.py's. Reference of all: NumpyOps.linear.
+    for PACK_COLUMNS columns of W at a time                                          (nearly always all of them)
+        pack the group's panels of LANES rows                      pack_weights.py   they stay in the L2 cache
+        for VECTORS panels, TOKEN_PANELS panels of NR tokens
+            for KC columns                                                           W's part stays in the L1 cache
+                for each panel of NR tokens
+                    sums (NR, MR) += tokens @ rows^T               microkernel.py    the sums stay in registers
+
+The tokens have been quantized and packed before (quantize_activations.py). These are the loops of Goto and van de
+Geijn 2008, "Anatomy of high-performance matrix multiplication". Each format has a copy of the task, so that a run
+compiles those of its file only. Definition: ops/quantized.py.
 """
 
 from __future__ import annotations
@@ -14,215 +20,87 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import kernel, task
-from tinyllava.ops.cpu.microkernel import (
-    BLOCK,
-    FLOAT_TOKENS,
-    LAYOUTS,
-    MINIMA_4,
-    MINIMA_8,
-    MINIMUM,
-    OFFSET,
-    ROWS,
-    SIDES,
-    SIGNED,
-    TOKENS,
-    WORDS,
-    interleave,
-    outer,
-    tile_minimum,
-    tile_offset,
-    tile_words,
-)
-from tinyllava.ops.cpu.microkernel_k import (
-    seal_minima_4,
-    seal_minima_8,
-    seal_signed,
-    tile_minima_4,
-    tile_minima_8,
-    tile_signed,
-)
-from tinyllava.ops.cpu.quantize_activations import COLUMNS, SLICE, X_SIZE, record_of
-from tinyllava.ops.cpu.simd.intrinsics import (
-    bfloat_at,
-    float_at,
-    half_at,
-    load_bfloats,
-    load_floats,
-    load_halves,
-    no_floats,
-    prefetch,
-    put_float,
-    put_floats,
-    put_int,
-)
-from tinyllava.ops.cpu.simd.rounding import words_of_columns
-from tinyllava.ops.cpu.thread_pool import floats_at, numbers_at
-from tinyllava.ops.cpu.unpack import FIRST_SUPER, FORMATS, SUPER_BYTES, levels_row, put_quarters, put_scales
+from tinyllava.ops.cpu.compile import Task, kernel, task
+from tinyllava.ops.cpu.microkernel import LANES, LAYOUTS, MICROKERNELS, MR, NR, NR_F32, VECTORS, microkernel_f32
+from tinyllava.ops.cpu.microkernel_k import MICROKERNELS_K
+from tinyllava.ops.cpu.pack_weights import PACK, PACK_COLUMNS, PACK_SCRATCH, layout_of
+from tinyllava.ops.cpu.quantize_activations import KC, packed_block
+from tinyllava.ops.cpu.simd.intrinsics import float_at, load_floats, no_floats, put_float, put_floats
+from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at
+from tinyllava.ops.cpu.unpack import FORMATS, Format
 
-OFFSETS = tuple(form.offset for form in FORMATS.values())  # by Format.number
-W_GROUPS = tuple(layout.groups for layout in LAYOUTS)
-W_SIZE = tuple(layout.w_size for layout in LAYOUTS)
-W_SCALES = tuple(layout.w_scales for layout in LAYOUTS)
+TOKEN_PANELS = 16  # panels of tokens that meet KC columns before the next KC are read
+SUMS_STRIDE = 4 * MR  # bytes from one token's sums to the next one's
+GEMM_SCRATCH = PACK_SCRATCH + TOKEN_PANELS * NR * SUMS_STRIDE  # of a thread, beside its packed panels
 
-WIDTH = 8192  # columns that are taken apart before they are multiplied
-GROUPS = 16  # of TOKENS tokens, that meet a slice before the next one is read
-CHUNK = 512  # columns of 16 rows that are taken apart before they are interleaved
-PIECE = 128  # the same of 16-bit floats
-ROW_STEP = CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
-TABLE_BYTES = 2048  # of a super-block's 16 rows: 16 numbers each (put_scales), and of Q2_K 16 more
-# In scratch: rows taken apart; for super-blocks, tables of the rows' scales and minima, then one table by columns.
-TABLE_AT = ROWS * ROW_STEP
-SORTED_AT = TABLE_AT + CHUNK // 256 * TABLE_BYTES
-TILE_ROOM = max(SORTED_AT + TABLE_BYTES, ROWS * (4 * PIECE + 64 + 4 * COLUMNS[WORDS]))  # bytes of all that
-SUMS_STEP = 4 * SIDES * ROWS  # bytes from one token's sums to the next one's
-ROOM = TILE_ROOM + GROUPS * TOKENS * SUMS_STEP
+# What differs from format to format: each has copies of gemm and multiply_panels with names of its own for these.
+COLUMNS = W_SIZE = X_SIZE = 0  # of a packed block
+PACK_PANEL: Any = None
+MICROKERNEL: Any = None
+MULTIPLY_PANELS: Any = None
 
 
-# ---- weights
+def gemm(args: int, chunk: int, thread_id: int) -> None:
+    """A group of panels of the matrix times all tokens -> columns of y.
 
-
-@kernel
-def floats_of_row(raw: int, is_bfloat: bool, n: int, to: int) -> None:
-    """n 16-bit floats -> float32, and zeros until the last record is full."""
-    for i in range(0, n - 15, 16):
-        put_floats(to + 4 * i, load_bfloats(raw + 2 * i) if is_bfloat else load_halves(raw + 2 * i))
-    for i in range(n // 16 * 16, n):
-        put_float(to + 4 * i, bfloat_at(raw + 2 * i) if is_bfloat else half_at(raw + 2 * i))
-    for i in range(n, (n + COLUMNS[WORDS] - 1) // COLUMNS[WORDS] * COLUMNS[WORDS]):
-        put_float(to + 4 * i, np.float32(0.0))
-
-
-@kernel
-def make_words(is_bfloat: bool, raw: int, row_bytes: int, n_rows: int, d: int, tile: int, room: int) -> None:
-    """n_rows <= 16 rows of 16-bit floats -> a tile; rows that are not there become zeros.
-
-    Rows are interleaved as float32, so that what is done for each row is done for 16 of them at once.
+    y is (n_panels * NR, d_out rounded up to MR). The scratch of a thread: the packed panels of a group, then
+    GEMM_SCRATCH. The bias (d_out,) is 0 if there is none.
     """
-    step, columns = 4 * PIECE + 64, room + ROWS * (4 * PIECE + 64)
-    for r in range(n_rows, ROWS):
-        for i in range(0, 4 * PIECE, 4):
-            put_int(room + r * step + i, 0)
-    for start in range(0, d, PIECE):
-        n = min(PIECE, d - start)
-        for r in range(n_rows):
-            floats_of_row(raw + r * row_bytes + 2 * start, is_bfloat, n, room + r * step)
-        for b in range((n + COLUMNS[WORDS] - 1) // COLUMNS[WORDS]):
-            for part in range(0, COLUMNS[WORDS], 8):
-                interleave(room + 4 * (COLUMNS[WORDS] * b + part), step, columns + 64 * part)
-            words_of_columns(columns, tile + (start // COLUMNS[WORDS] + b) * W_SIZE[WORDS])
+    w, row_bytes, d_out, d_in, group, x, n_panels, y, y_stride, scratch, size, bias = arguments_at(args, 12)
+    panels, first = scratch + thread_id * size, chunk * group
+    panel_bytes = (min(PACK_COLUMNS, d_in) + COLUMNS - 1) // COLUMNS * W_SIZE
+    count, own = min(group, (d_out + LANES - 1) // LANES - first), panels + group * panel_bytes
+    for start in range(0, d_in, PACK_COLUMNS):
+        for p in range(count):
+            row = (first + p) * LANES
+            n_rows = min(LANES, d_out - row)
+            PACK_PANEL(w + row * row_bytes, row_bytes, n_rows, d_in, start, panels + p * panel_bytes, own)
+        for p in range(0, count, VECTORS):
+            row = (first + p) * LANES
+            panel = panels + p * panel_bytes
+            stride = panel_bytes if p + VECTORS <= count else 0  # the last panel may be alone
+            own_bias = bias + 4 * row if bias != 0 else 0
+            sums, n_rows = own + PACK_SCRATCH, min(MR, d_out - row)
+            MULTIPLY_PANELS(
+                panel, stride, x, n_panels, start, d_in, y + 4 * row, y_stride, own_bias, n_rows, sums
+            )
 
 
-@kernel
-def fetch_chunk(raw: int, row_bytes: int, n_rows: int, d: int, start: int, begin: int, end: int) -> None:
-    """Ask for the next CHUNK columns of n_rows rows: no processor guesses that 16 short runs come in turn.
+def multiply_panels(
+    w: int, w_stride: int, x: int, n_panels: int, start: int, d_in: int,
+    y: int, y_stride: int, bias: int, n_rows: int, sums: int,
+) -> None:  # fmt: skip
+    """Columns ``start`` ... of MR rows, which are packed at w, times those of all tokens, added to y.
 
-    After the last columns come the first of the rows below, which the next tile begins with.
+    The sums are accumulated in scratch and not in y: rows of y are often a multiple of 4096 bytes apart, and would
+    share the same few sets of the first-level cache.
     """
-    if start >= end:
-        raw, start = raw + n_rows * row_bytes, begin
-    first, last = start * row_bytes // d, min(end, start + CHUNK) * row_bytes // d
-    for r in range(n_rows):
-        for at in range(raw + r * row_bytes + first, raw + r * row_bytes + last, 64):
-            prefetch(at)
-
-
-@kernel
-def make_tile(
-    number: int, layout: int, raw: int, row_bytes: int, n_rows: int, d: int, begin: int, tile: int, room: int
-) -> None:
-    """n_rows <= 16 rows of d columns -> a tile of WIDTH columns, those from ``begin`` on.
-
-    CHUNK columns at a time, which fit the first-level cache.
-    """
-    end = min(d, begin + WIDTH)
-    if layout == WORDS:
-        make_words(number == 1, raw + 2 * begin, row_bytes, n_rows, end - begin, tile, room)
-        return
-    for start in range(begin, end, CHUNK):
-        fetch_chunk(raw, row_bytes, n_rows, d, start + CHUNK, begin, end)
-        to = tile + (start - begin) // COLUMNS[layout] * W_SIZE[layout]
-        n_blocks = (min(CHUNK, end - start) + BLOCK - 1) // BLOCK
-        here = raw + start * row_bytes // d
-        if layout < MINIMA_4:
-            make_records(number, layout, here, row_bytes, n_rows, n_blocks, to, room)
-        else:
-            make_super_records(number, layout, here, row_bytes, n_rows, n_blocks, to, room)
-
-
-@kernel
-def make_records(
-    number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
-) -> None:
-    """n_rows <= 16 rows of n_blocks blocks -> as many records."""
-    size = W_SIZE[layout]
-    for r in range(n_rows):
-        scales = to + W_SCALES[layout] + 4 * r
-        levels_row(number, raw + r * row_bytes, n_blocks, room + r * ROW_STEP, scales, size)
-    for b in range(n_blocks):
-        interleave(room + b * BLOCK, ROW_STEP, to + b * size)
-
-
-@kernel
-def make_super_records(
-    number: int, layout: int, raw: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, room: int
-) -> None:
-    """The same for super-blocks of 256: two records for each. Their scales are interleaved as the numbers are."""
-    table, sorted_, size = room + TABLE_AT, room + SORTED_AT, W_SIZE[layout]
-    block_bytes = SUPER_BYTES[number - FIRST_SUPER]
-    for r in range(n_rows):
-        for i in range(n_blocks // 8):
-            block = raw + r * row_bytes + i * block_bytes
-            put_quarters(number, block, room + r * ROW_STEP + 256 * i)
-            put_scales(number, block, table + TABLE_BYTES * i + 64 * r)
-    for b in range(n_blocks):
-        interleave(room + b * BLOCK, ROW_STEP, to + b // 4 * size + b % 4 * 16 * BLOCK)
-    groups = W_GROUPS[layout]
-    for i in range(n_blocks // 8):
-        for part in range(4 if layout == MINIMA_8 else 2):  # 8 of the 16 scales, or minima, of each row
-            numbers = table + TABLE_BYTES * i + TABLE_BYTES // 2 * (part // 2) + 32 * (part % 2)
-            interleave(numbers, 64, sorted_ + 512 * part)  # (16 rows, 8 numbers) -> (8, 16)
-        for half in range(2):
-            record, own = to + (2 * i + half) * size, sorted_ + 64 * groups * half
-            for g in range(groups):
-                put_floats(record + W_SCALES[layout] + 64 * g, load_floats(own + 64 * g))
-            seal(layout, record, own + 128 * groups, OFFSETS[number])
-
-
-@kernel
-def seal(layout: int, record: int, minima: int, offset: int) -> None:
-    """The last step of a record of super_tile.py."""
-    if layout == MINIMA_4:
-        seal_minima_4(record, minima)
-    elif layout == MINIMA_8:
-        seal_minima_8(record, minima)
-    else:
-        seal_signed(record, offset)
-
-
-@kernel
-def multiply_tile(layout: int, tile: int, side: int, x: int, y: int, y_step: int, n_records: int) -> None:
-    """SIDES tiles, ``side`` bytes apart, times the records of TOKENS tokens -> y."""
-    if layout == OFFSET:
-        tile_offset(tile, side, x, y, y_step, n_records)
-    elif layout == MINIMUM:
-        tile_minimum(tile, side, x, y, y_step, n_records)
-    elif layout == MINIMA_4:
-        tile_minima_4(tile, side, x, y, y_step, n_records)
-    elif layout == MINIMA_8:
-        tile_minima_8(tile, side, x, y, y_step, n_records)
-    elif layout == SIGNED:
-        tile_signed(tile, side, x, y, y_step, n_records)
-    else:
-        tile_words(tile, side, x, y, y_step, n_records)
+    n_blocks = (d_in + COLUMNS - 1) // COLUMNS
+    for first in range(0, n_panels, TOKEN_PANELS):
+        last = min(first + TOKEN_PANELS, n_panels)
+        for panel in range(first, last):
+            own = sums + (panel - first) * NR * SUMS_STRIDE
+            if start == 0:
+                start_sums(own, bias, n_rows)
+            else:
+                copy_sums(y + panel * NR * y_stride, y_stride, own, SUMS_STRIDE)
+        for at in range(start, min(start + PACK_COLUMNS, d_in), KC):
+            n = (min(KC, d_in - at) + COLUMNS - 1) // COLUMNS
+            w_at = w + (at - start) // COLUMNS * W_SIZE
+            for panel in range(first, last):
+                own = sums + (panel - first) * NR * SUMS_STRIDE
+                block = packed_block(panel, at // COLUMNS, n_panels, n_blocks, KC // COLUMNS)
+                MICROKERNEL(w_at, w_stride, x + block * X_SIZE, own, SUMS_STRIDE, n)
+        for panel in range(first, last):
+            copy_sums(sums + (panel - first) * NR * SUMS_STRIDE, SUMS_STRIDE, y + panel * NR * y_stride, y_stride)
 
 
 @kernel
 def start_sums(sums: int, bias: int, n: int) -> None:
-    """TOKENS rows of SIDES * 16 sums become the bias of n numbers, or zeros if it is 0."""
-    for t in range(TOKENS):
-        row = sums + t * SUMS_STEP
-        for i in range(0, SIDES * ROWS, 16):
+    """NR rows of MR sums become the bias of n numbers, or zeros if it is 0."""
+    for t in range(NR):
+        row = sums + t * SUMS_STRIDE
+        for i in range(0, MR, 16):
             put_floats(row + 4 * i, load_floats(bias + 4 * i) if bias != 0 and i + 16 <= n else no_floats())
         if bias != 0:
             for i in range(n // 16 * 16, n):
@@ -230,82 +108,41 @@ def start_sums(sums: int, bias: int, n: int) -> None:
 
 
 @kernel
-def move_rows(source: int, source_step: int, to: int, step: int) -> None:
-    """TOKENS rows of SIDES * 16 numbers."""
-    for t in range(TOKENS):
-        for i in range(0, 4 * SIDES * ROWS, 64):
-            put_floats(to + t * step + i, load_floats(source + t * source_step + i))
+def copy_sums(source: int, source_stride: int, to: int, stride: int) -> None:
+    """NR rows of MR numbers."""
+    for t in range(NR):
+        for i in range(0, 4 * MR, 64):
+            put_floats(to + t * stride + i, load_floats(source + t * source_stride + i))
 
 
 @task
-def multiply_blocks(args: int, chunk: int, thread_id: int) -> None:
-    """A panel of the matrix times all tokens -> 16 * panel columns of y (n rounded up, d_out to whole SIDES).
-
-    The format's number and layout; the matrix, bytes of a row, its rows and columns, tiles of a panel; records,
-    groups of tokens; y and bytes from row to row; scratch, its size; the bias, or 0.
-    """
-    a = numbers_at(args)
-    number, layout, raw, row_bytes, d_out, d, panel = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-    scratch, columns, first = a[11] + thread_id * a[12], COLUMNS[layout], chunk * panel
-    tile_size = (min(WIDTH, d) + columns - 1) // columns * W_SIZE[layout]
-    count, room = min(panel, (d_out + ROWS - 1) // ROWS - first), scratch + panel * tile_size
-    for start in range(0, d, WIDTH):
-        for p in range(count):
-            row, tile = (first + p) * ROWS, scratch + p * tile_size
-            n_rows = min(ROWS, d_out - row)
-            make_tile(number, layout, raw + row * row_bytes, row_bytes, n_rows, d, start, tile, room)
-        for p in range(0, count, SIDES):
-            side = tile_size if p + SIDES <= count else 0  # the last may be alone
-            multiply_panel(a, start, (first + p) * ROWS, scratch + p * tile_size, side, room + TILE_ROOM)
-
-
-@kernel
-def multiply_panel(a: Any, start: int, row: int, tile: int, side: int, sums: int) -> None:
-    """Columns ``start`` ... of SIDES tiles times those of all tokens.
-
-    Slice by slice: a slice of the tiles stays in the first-level cache while some groups of tokens meet it, and
-    the sums of these groups while slice after slice is added to them. They do so in scratch: rows of y are often
-    a multiple of 4096 bytes apart, and would share the same few sets of that cache.
-    """
-    layout, d_out, d, n_groups, y_step = a[1], a[4], a[5], a[8], a[10]
-    columns, size = COLUMNS[layout], X_SIZE[layout]
-    y, here = a[9] + row * 4, min(SIDES * ROWS, d_out - row)
-    bias = a[13] + row * 4 if a[13] != 0 else 0
-    for first in range(0, n_groups, GROUPS):
-        last = min(first + GROUPS, n_groups)
-        for g in range(first, last):
-            own = sums + (g - first) * TOKENS * SUMS_STEP
-            if start == 0:
-                start_sums(own, bias, here)
-            else:
-                move_rows(y + g * TOKENS * y_step, y_step, own, SUMS_STEP)
-        for at in range(start, min(start + WIDTH, d), SLICE):
-            n = (min(SLICE, d - at) + columns - 1) // columns
-            w, slice_records = tile + (at - start) // columns * W_SIZE[layout], SLICE // columns
-            for g in range(first, last):
-                own = sums + (g - first) * TOKENS * SUMS_STEP
-                record = record_of(g, at // columns, n_groups, (d + columns - 1) // columns, slice_records)
-                multiply_tile(layout, w, side, a[7] + record * size, own, SUMS_STEP, n)
-        for g in range(first, last):
-            move_rows(sums + (g - first) * TOKENS * SUMS_STEP, SUMS_STEP, y + g * TOKENS * y_step, y_step)
-
-
-@task
-def multiply_floats(args: int, chunk: int, thread_id: int) -> None:
-    """SIDES * 16 rows of a float32 matrix times all tokens -> as many columns of y, both padded as above."""
-    a = numbers_at(args)
-    raw, d_out, d, x, n_groups, y, y_step = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-    scratch = a[7] + thread_id * a[8]
-    columns = SIDES * ROWS
-    count = min(columns, d_out - chunk * columns)
-    w = floats_at(raw + chunk * columns * d * 4, count, d)
-    tile = floats_at(scratch, d, columns)
+def gemm_f32(args: int, chunk: int, thread_id: int) -> None:
+    """MR rows of a float32 matrix times all tokens, in float32 -> MR columns of y; tokens in panels of NR_F32."""
+    w, d_out, d_in, x, n_panels, y, y_stride, scratch, size = arguments_at(args, 9)
+    scratch, count = scratch + thread_id * size, min(MR, d_out - chunk * MR)
+    rows, packed = floats_at(w + chunk * MR * d_in * 4, count, d_in), floats_at(scratch, d_in, MR)
     for r in range(count):
-        for k in range(d):
-            tile[k, r] = w[r, k]
-    for g in range(n_groups):
-        at = y + g * FLOAT_TOKENS * y_step + chunk * columns * 4
-        for t in range(FLOAT_TOKENS):
-            for r in range(columns):
-                put_float(at + t * y_step + 4 * r, np.float32(0.0))
-        outer(scratch, columns * 4, ROWS * 4, x + g * FLOAT_TOKENS * d * 4, d * 4, at, y_step, d)
+        for k in range(d_in):
+            packed[k, r] = rows[r, k]
+    for panel in range(n_panels):
+        at = y + panel * NR_F32 * y_stride + chunk * MR * 4
+        for t in range(NR_F32):
+            for r in range(MR):
+                put_float(at + t * y_stride + 4 * r, np.float32(0.0))
+        tokens = x + panel * NR_F32 * d_in * 4
+        microkernel_f32(scratch, MR * 4, LANES * 4, tokens, d_in * 4, at, y_stride, d_in)
+
+
+# ---- each format's copy
+
+
+def _task(form: Format) -> Task:
+    which = layout_of(form)
+    layout = LAYOUTS[which]
+    sizes = {"COLUMNS": layout.columns, "W_SIZE": layout.w_size, "X_SIZE": layout.x_size}
+    own = {**sizes, "MICROKERNEL": {**MICROKERNELS, **MICROKERNELS_K}[which]}
+    multiply = kernel(form.specialize(multiply_panels, **own))
+    return task(form.specialize(gemm, **sizes, PACK_PANEL=PACK[form.block.name], MULTIPLY_PANELS=multiply))
+
+
+GEMM = {name: _task(form) for name, form in FORMATS.items() if name != "F32"}

@@ -1,251 +1,268 @@
-"""linear for one token, which decoding is: every weight is used once, so memory sets the pace.
+"""GEMV: a matrix times one token, which decoding is. Every weight is used once, so memory sets the pace.
 
-Each task multiplies some rows of a matrix, read from front to back straight out of the mapped file, with one
-quantized token; the blocks come apart in registers. The task ``quantize_token`` prepares the token:
+Each chunk of a task multiplies some rows of the matrix by the quantized token. A row is read from front to back
+straight out of the mapped file; its blocks are unpacked in registers and multiplied there (unpack.py). The token
+is int8 with a scale for 32 columns and the sums of its integers (quantize_activations.py), so that what a format
+subtracts (its constant c, or the minima of its groups) costs one multiplication a group and not one a weight:
 
-    bytes     s8 for each column, in order
-    eights    for each 256: | 8 scales | 8 sums |                          Q4_1 Q5_0 Q5_1 Q8_0 Q5_K
-    halves    the same; bytes of each 128: four first halves of 32, then four second halves      Q4_0
-    planes    the same; bytes of each 128: blocks 0, 2, 1, 3; scales of 1 and 3 divided by 16    Q4_K
-    sixteens  for each 256: | 16 scales | 16 sums |, of 16 columns each    the other K formats, and any odd row
+    sum over a group of d * (q - c) * dx * x   =   d * dx * sum(q * x)  +  d * (-c * dx * sum(x))
+    sum over a group of (d * q + m) * dx * x   =   d * dx * sum(q * x)  +  m * (dx * sum(x))
 
-where a sum is d * sum(bytes), times -c in the formats with a constant c,
-
-so that what is subtracted (c, or the blocks' minima) costs a multiplication per block, not one per weight. Halves
-and planes are the orders in which 64 bytes of nibbles give up their lower and their upper ones; the upper ones of
-Q4_K stay where they are, 16 times too large, which the scales make good.
-Reference of all: NumpyOps.linear.
+Definition of all: ops/quantized.py.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from tinyllava.ops.cpu.compile import kernel, task
-from tinyllava.ops.cpu.gemv_rows import (
-    row_of_levels,
-    row_q2_k,
-    row_q3_k,
-    row_q4_0,
-    row_q4_1,
-    row_q4_k,
-    row_q5_0,
-    row_q5_1,
-    row_q5_k,
-    row_q6_k,
-    row_q8_0,
-)
+from tinyllava.ops.cpu.compile import Task, kernel, task
+from tinyllava.ops.cpu.microkernel import BLOCK
+from tinyllava.ops.cpu.quantize_activations import FLOAT32, NIBBLES_32, NIBBLES_K, SCALES_16, SCALES_32
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import lanes
 from tinyllava.ops.cpu.simd.intrinsics import (
-    add,
     bfloat_at,
+    bits_by_half,
     clear_bytes,
+    dot4,
     float_at,
     fused,
     half_at,
     load_bfloats,
+    load_bytes,
     load_floats,
     load_halves,
+    masked,
     no_floats,
-    part_halves,
+    no_ints,
+    prefetch,
     put_float,
+    quarters_apart,
+    to_floats,
 )
-from tinyllava.ops.cpu.simd.reduce import total
-from tinyllava.ops.cpu.simd.rounding import best_step, quantize_bytes
-from tinyllava.ops.cpu.thread_pool import numbers_at
-from tinyllava.ops.cpu.unpack import levels_row
+from tinyllava.ops.cpu.simd.lanes import by_half
+from tinyllava.ops.cpu.simd.reduce import total, total_of_upper_half
+from tinyllava.ops.cpu.thread_pool import arguments_at
+from tinyllava.ops.cpu.unpack import FORMATS, Format
 
-EIGHTS, HALVES, PLANES, SIXTEENS, FLOATS = 0, 1, 2, 3, 4
-PART = 256  # columns of a token that are one chunk: no form's order goes beyond them
+AHEAD = 2048  # bytes: how far ahead of its use a block is prefetched
+ODD_BYTES = 576  # of scratch for each two blocks of a row of gemv_odd
+
+# What differs from format to format: each format has copies of the functions below, with names of its own for
+# these.
+BYTES = BYTES_256 = D = LOW = QS = 0  # of a block, of 256 columns; offsets of fields, LOW that of m, or of d again
+UNPACK: Any = None  # the functions of unpack.Format
+SCALES: Any = None
+MINIMA: Any = None
+UNPACK_ROW: Any = None
+DOT_256: Any = None  # the functions below
+REST: Any = None
+DOT_ROW: Any = None
+LOAD_16: Any = None  # 16 floating-point weights
+LOAD_1: Any = None
 
 
-@task
-def quantize_token(args: int, chunk: int, _thread_id: int) -> None:
-    """PART columns of a token. Arguments: x, d, form, constant c of the weights' format, bytes, scales."""
-    a = numbers_at(args)
-    first, d = PART * chunk, min(PART, a[1] - PART * chunk)
-    size = 128 if a[2] == SIXTEENS else 64  # of the scales and sums of 256 columns
-    quantize_part(a[0] + 4 * first, d, a[2], a[3], a[4] + first, a[5] + size * chunk)
+# ---- one task for all formats
+
+
+def gemv(args: int, chunk: int, _thread_id: int) -> None:
+    """y (d_out,) = W x: rows chunk * step ... of W, ``step`` of them."""
+    w, row_bytes, d_out, d_in, x, scales, y, step = arguments_at(args, 8)
+    for r in range(chunk * step, min(d_out, (chunk + 1) * step)):
+        put_float(y + 4 * r, DOT_ROW(w + r * row_bytes, x, scales, d_in))
+
+
+# ---- 256 columns of a row
 
 
 @kernel
-def quantize_part(x: int, d: int, form: int, offset: int, to: int, scales: int) -> None:
-    """x (d,) float32 at an address -> bytes at ``to`` and scales and sums at ``scales``."""
-    factor = np.float32(-offset) if offset else np.float32(1.0)
-    for b in range(d // 32):
-        step = best_step(x + 128 * b)
-        inverse = np.float32(1.0) / step if step != np.float32(0.0) else np.float32(0.0)
-        place = b ^ 3 if form == PLANES and (b + 1) & 2 else b  # 0, 2, 1, 3
-        both = quantize_bytes(x + 128 * b, inverse, to + 32 * place)
-        first = step * factor * np.float32(np.int32(both & 0xFFFFFFFF))
-        second = step * factor * np.float32(both >> 32)
-        if form == SIXTEENS:
-            at = scales + 128 * (b // 8) + 8 * (b % 8)
-            put_float(at, step)
-            put_float(at + 4, step)
-            put_float(at + 64, first)
-            put_float(at + 68, second)
-        else:
-            at = scales + 64 * (b // 8) + 4 * (b % 8)
-            put_float(at, step * np.float32(0.0625) if form == PLANES and b % 2 else step)
-            put_float(at + 32, first + second)
-    if form == HALVES:
-        for b in range(d // 256):
-            part_halves(to + 256 * b)
-            part_halves(to + 256 * b + 128)
+def prefetch_ahead(block: int, size: int) -> None:
+    """Prefetch the cache lines of a block further on."""
+    for i in range(0, size, 64):
+        prefetch(block + AHEAD + i)
 
 
-@task
-def dot_levels(args: int, chunk: int, thread_id: int) -> None:
-    """Rows of an odd number of blocks of 32. More arguments: format, has minima, scratch, its size."""
-    a = numbers_at(args)
-    n_records, table = a[3] // 32, a[10] + thread_id * a[11]
-    n_pairs = (n_records + 1) // 2
+@kernel
+def dot_64(q: Any, x: int, scale: Any, sums: Any) -> Any:
+    """sums + 64 unpacked weights times 64 of x, the 16 partial sums each with its scale."""
+    return fused(to_floats(dot4(no_ints(), q, load_bytes(x))), scale, sums)
+
+
+@kernel
+def dot_4x64_by_32(q0: Any, q1: Any, q2: Any, q3: Any, x: int, factors: Any, sums: Any) -> Any:
+    """sums + 4 x 64 unpacked weights times 256 of x, each 32 scaled by one of 8 factors."""
+    sums = dot_64(q0, x, lanes.scales_01(factors), sums)
+    sums = dot_64(q1, x + 64, lanes.scales_23(factors), sums)
+    sums = dot_64(q2, x + 128, lanes.scales_45(factors), sums)
+    return dot_64(q3, x + 192, lanes.scales_67(factors), sums)
+
+
+def dot_256_blocks(block: int, x: int, factors: Any, sums: Any) -> Any:
+    """Eight blocks of 32."""
+    q0, q1 = UNPACK(block, block + BYTES), UNPACK(block + 2 * BYTES, block + 3 * BYTES)
+    q2, q3 = UNPACK(block + 4 * BYTES, block + 5 * BYTES), UNPACK(block + 6 * BYTES, block + 7 * BYTES)
+    return dot_4x64_by_32(q0, q1, q2, q3, x, factors, sums)
+
+
+def dot_256_super(block: int, x: int, factors: Any, sums: Any) -> Any:
+    """A super-block with 8 scales."""
+    q0, q1, q2, q3 = UNPACK(block, 0), UNPACK(block, 1), UNPACK(block, 2), UNPACK(block, 3)
+    return dot_4x64_by_32(q0, q1, q2, q3, x, factors, sums)
+
+
+def dot_256_q4_0(block: int, x: int, factors: Any, sums: Any) -> Any:
+    """Eight blocks of Q4_0, x in the order NIBBLES_32: four blocks' low nibbles together are four first halves."""
+    for i in range(2):
+        nibbles, at = quarters_apart(block + 4 * BYTES * i + QS, BYTES), x + 128 * i
+        dots = dot4(no_ints(), bits_by_half(nibbles, 0, 0, 15), load_bytes(at))
+        dots = dot4(dots, bits_by_half(nibbles, 4, 4, 15), load_bytes(at + 64))
+        own = lanes.scales_0123(factors) if i == 0 else lanes.scales_4567(factors)
+        sums = fused(to_floats(dots), own, sums)
+    return sums
+
+
+def dot_256_q4_k(block: int, x: int, factors: Any, sums: Any) -> Any:
+    """A super-block of Q4_K, x in the order NIBBLES_K: the high nibbles are not shifted down.
+
+    They are 16 times too large; the scales of the blocks that they meet are divided by 16.
+    """
+    first, second = load_bytes(block + QS), load_bytes(block + QS + 64)
+    sums = dot_64(masked(first, 15), x, lanes.scales_02(factors), sums)
+    sums = dot_64(masked(first, 240), x + 64, lanes.scales_13(factors), sums)
+    sums = dot_64(masked(second, 15), x + 128, lanes.scales_46(factors), sums)
+    return dot_64(masked(second, 240), x + 192, lanes.scales_57(factors), sums)
+
+
+# ---- a row
+
+
+def dot_row_32(row: int, x: int, scales: int, d_in: int) -> float:
+    """One row with a scale for each 32 weights. ``scales`` of 256 columns of x: | 8 scales | 8 sums |."""
+    sums, low = no_floats(), no_floats()
+    for b in range(d_in // 256):
+        block = row + BYTES_256 * b
+        prefetch_ahead(block, BYTES_256)
+        factors = simd.times(SCALES(block), load_floats(scales + 64 * b))
+        low = simd.add(low, factors)  # of which the upper half counts: minima, or scales, times sums
+        sums = DOT_256(block, x + 256 * b, factors, sums)
+    return REST(row, x, scales, d_in, sums, low)
+
+
+def dot_row_16(row: int, x: int, scales: int, d_in: int) -> float:
+    """One row with a scale for each 16 weights. ``scales`` of 256 columns of x: | 16 scales | 16 sums |."""
+    sums, low = no_floats(), no_floats()
+    for b in range(d_in // 256):
+        block, at = row + BYTES_256 * b, x + 256 * b
+        prefetch_ahead(block, BYTES_256)
+        low = fused(MINIMA(block), load_floats(scales + 128 * b + 64), low)
+        factors = simd.times(SCALES(block), load_floats(scales + 128 * b))
+        sums = dot_64(UNPACK(block, 0), at, lanes.scales_0123(factors), sums)
+        sums = dot_64(UNPACK(block, 1), at + 64, lanes.scales_4567(factors), sums)
+        sums = dot_64(UNPACK(block, 2), at + 128, lanes.scales_89ab(factors), sums)
+        sums = dot_64(UNPACK(block, 3), at + 192, lanes.scales_cdef(factors), sums)
+    return total(sums) + total(low)
+
+
+@kernel
+def no_rest(_row: int, _x: int, _scales: int, _d_in: int, sums: Any, low: Any) -> float:
+    """The product, once all super-blocks have been added up: a row is a whole number of them."""
+    return total(sums) + total_of_upper_half(low)
+
+
+def rest_of_blocks(row: int, x: int, scales: int, d_in: int, sums: Any, low: Any) -> float:
+    """The product, with the blocks of 32 beyond whole 256 columns, two at a time."""
+    rest = np.float32(0.0)
+    for p in range(d_in // 256 * 4, d_in // 64):
+        a, at = row + 2 * BYTES * p, scales + 64 * (p // 4) + 8 * (p % 4)
+        b = a + BYTES
+        factors = by_half(half_at(a + D) * float_at(at), half_at(b + D) * float_at(at + 4))
+        sums = dot_64(UNPACK(a, b), x + 64 * p, factors, sums)
+        rest += half_at(a + LOW) * float_at(at + 32) + half_at(b + LOW) * float_at(at + 36)
+    return total(sums) + total_of_upper_half(low) + rest
+
+
+def dot_row_float(row: int, x: int, _scales: int, d_in: int) -> float:
+    """One row of floating-point weights, x as float32."""
+    sums, more = no_floats(), no_floats()  # two chains, since each product waits for the sum before it
+    for i in range(0, d_in - 31, 32):
+        sums = fused(LOAD_16(row + BYTES * i), load_floats(x + 4 * i), sums)
+        more = fused(LOAD_16(row + BYTES * (i + 16)), load_floats(x + 4 * i + 64), more)
+    rest = total(simd.add(sums, more))
+    for i in range(d_in // 32 * 32, d_in):
+        rest += LOAD_1(row + BYTES * i) * float_at(x + 4 * i)
+    return rest
+
+
+# ---- rows of an odd number of blocks of 32: unpacked into scratch first
+
+
+def gemv_odd(args: int, chunk: int, thread_id: int) -> None:
+    """As gemv. In a thread's scratch, for each two blocks: 2 x 256 bytes, in which a block's d stands first and
+    LOW bytes on its m; after those of all, the q of the row. The odd last block is paired with 32 zeros.
+    """
+    w, row_bytes, d_out, d_in, x, scales, y, step, scratch, size = arguments_at(args, 10)
+    n_pairs, table = (d_in // 32 + 1) // 2, scratch + thread_id * size
     q = table + 512 * n_pairs
-    for i in range(512 * n_pairs - 256, 576 * n_pairs, 64):  # an odd row's last half pair stays zero
+    for i in range(512 * n_pairs - 256, ODD_BYTES * n_pairs, 64):
         clear_bytes(table + i)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        levels_row(a[8], a[0] + r * a[1], n_records, q, table, 256)
-        put_float(a[6] + 4 * r, row_of_levels(q, table, a[4], a[5], n_pairs, a[9] != 0))
+    for r in range(chunk * step, min(d_out, (chunk + 1) * step)):
+        UNPACK_ROW(w + r * row_bytes, d_in // 32, q, table, 256)
+        put_float(y + 4 * r, dot_unpacked(q, table, x, scales, n_pairs, LOW))
 
 
-@task
-def dot_f16(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of half-precision numbers."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        row, sums, more = a[0] + r * a[1], no_floats(), no_floats()
-        for i in range(0, a[3] - 31, 32):
-            sums = fused(load_halves(row + 2 * i), load_floats(a[4] + 4 * i), sums)
-            more = fused(load_halves(row + 2 * i + 32), load_floats(a[4] + 4 * i + 64), more)
-        rest = total(add(sums, more))
-        for i in range(a[3] // 32 * 32, a[3]):
-            rest += half_at(row + 2 * i) * float_at(a[4] + 4 * i)
-        put_float(a[6] + 4 * r, rest)
+@kernel
+def dot_unpacked(q: int, table: int, x: int, scales: int, n_pairs: int, low_at: int) -> float:
+    """An unpacked row times x, of whose 256 columns each ``scales`` are | 16 scales | 16 sums |."""
+    sums, low = no_floats(), np.float32(0.0)
+    for p in range(n_pairs):
+        a, b, at = table + 512 * p, table + 512 * p + 256, scales + 128 * (p // 4) + 16 * (p % 4)
+        factors = by_half(float_at(a) * float_at(at), float_at(b) * float_at(at + 8))
+        sums = dot_64(load_bytes(q + 64 * p), x + 64 * p, factors, sums)
+        low += float_at(a + low_at) * (float_at(at + 64) + float_at(at + 68))
+        low += float_at(b + low_at) * (float_at(at + 72) + float_at(at + 76))
+    return total(sums) + low
 
 
-@task
-def dot_bf16(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of bfloat16."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        row, sums, more = a[0] + r * a[1], no_floats(), no_floats()
-        for i in range(0, a[3] - 31, 32):
-            sums = fused(load_bfloats(row + 2 * i), load_floats(a[4] + 4 * i), sums)
-            more = fused(load_bfloats(row + 2 * i + 32), load_floats(a[4] + 4 * i + 64), more)
-        rest = total(add(sums, more))
-        for i in range(a[3] // 32 * 32, a[3]):
-            rest += bfloat_at(row + 2 * i) * float_at(a[4] + 4 * i)
-        put_float(a[6] + 4 * r, rest)
+# ---- each format's copies
 
 
-@task
-def dot_f32(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of float32."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        row, sums, more = a[0] + r * a[1], no_floats(), no_floats()
-        for i in range(0, a[3] - 31, 32):
-            sums = fused(load_floats(row + 4 * i), load_floats(a[4] + 4 * i), sums)
-            more = fused(load_floats(row + 4 * i + 64), load_floats(a[4] + 4 * i + 64), more)
-        rest = total(add(sums, more))
-        for i in range(a[3] // 32 * 32, a[3]):
-            rest += float_at(row + 4 * i) * float_at(a[4] + 4 * i)
-        put_float(a[6] + 4 * r, rest)
+def _dot_row(form: Format) -> Any:
+    """One row of a format times a token."""
+    if form.kind == "float":
+        load_16, load_1 = {
+            "F32": (load_floats, float_at), "F16": (load_halves, half_at), "BF16": (load_bfloats, bfloat_at),
+        }[form.block.name]  # fmt: skip
+        return form.specialize(dot_row_float, LOAD_16=load_16, LOAD_1=load_1)
+    functions = {"UNPACK": form.unpack, "SCALES": form.scales}
+    if form.groups == 2:
+        return form.specialize(dot_row_16, **functions, MINIMA=form.minima or form.scales)
+    usual = dot_256_super if form.has_super_blocks else dot_256_blocks
+    dot_256 = kernel(form.specialize(REORDERED.get(form.block.name, (usual,))[0], **functions))
+    low = form.block.offset("m" if form.kind == "minimum" and not form.has_super_blocks else "d")
+    rest = no_rest if form.has_super_blocks else kernel(form.specialize(rest_of_blocks, **functions, LOW=low))
+    return form.specialize(dot_row_32, **functions, DOT_256=dot_256, REST=rest)
 
 
-# ---- one task for each format: rows chunk * a[7] ... of arguments
-#      raw, row_bytes, d_out, d, bytes of x, scales of x, y, rows for each chunk
+def _tasks(form: Format) -> tuple[Task, int]:
+    """The task for a format, and the order in which it wants the token."""
+    if form.kind == "float":
+        order = FLOAT32
+    elif form.groups == 2:
+        order = SCALES_16
+    else:
+        order = REORDERED.get(form.block.name, (None, SCALES_32))[1]
+    return task(form.specialize(gemv, DOT_ROW=kernel(_dot_row(form)))), order
 
 
-@task
-def dot_q4_0(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q4_0."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q4_0(a[0] + r * a[1], a[4], a[5], a[3] // 64))
+def _odd_task(form: Format) -> Task:
+    """The task for rows of an odd number of blocks of 32, which wants the order SCALES_16."""
+    low = 64 if form.kind == "minimum" else 0
+    return task(form.specialize(gemv_odd, UNPACK_ROW=form.write, LOW=low))
 
 
-@task
-def dot_q4_1(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q4_1."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q4_1(a[0] + r * a[1], a[4], a[5], a[3] // 64))
-
-
-@task
-def dot_q5_0(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q5_0."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q5_0(a[0] + r * a[1], a[4], a[5], a[3] // 64))
-
-
-@task
-def dot_q5_1(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q5_1."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q5_1(a[0] + r * a[1], a[4], a[5], a[3] // 64))
-
-
-@task
-def dot_q8_0(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q8_0."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q8_0(a[0] + r * a[1], a[4], a[5], a[3] // 64))
-
-
-@task
-def dot_q4_k(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q4_K."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q4_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
-
-
-@task
-def dot_q5_k(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q5_K."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q5_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
-
-
-@task
-def dot_q6_k(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q6_K."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q6_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
-
-
-@task
-def dot_q2_k(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q2_K."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q2_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
-
-
-@task
-def dot_q3_k(args: int, chunk: int, _thread_id: int) -> None:
-    """Rows of Q3_K."""
-    a = numbers_at(args)
-    for r in range(chunk * a[7], min(a[2], (chunk + 1) * a[7])):
-        put_float(a[6] + 4 * r, row_q3_k(a[0] + r * a[1], a[4], a[5], a[3] // 256))
-
-
-TASKS = {
-    "Q4_0": (dot_q4_0, HALVES),
-    "Q4_1": (dot_q4_1, EIGHTS),
-    "Q5_0": (dot_q5_0, EIGHTS),
-    "Q5_1": (dot_q5_1, EIGHTS),
-    "Q8_0": (dot_q8_0, EIGHTS),
-    "Q2_K": (dot_q2_k, SIXTEENS),
-    "Q3_K": (dot_q3_k, SIXTEENS),
-    "Q4_K": (dot_q4_k, PLANES),
-    "Q5_K": (dot_q5_k, EIGHTS),
-    "Q6_K": (dot_q6_k, SIXTEENS),
-}
+# Formats whose nibbles are multiplied as they lie, and the order of x's columns that this takes.
+REORDERED = {"Q4_0": (dot_256_q4_0, NIBBLES_32), "Q4_K": (dot_256_q4_k, NIBBLES_K)}
+GEMV = {name: _tasks(form) for name, form in FORMATS.items()}
+GEMV_ODD = {name: _odd_task(form) for name, form in FORMATS.items() if form.block.block_size == BLOCK}

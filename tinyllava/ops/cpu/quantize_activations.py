@@ -1,23 +1,30 @@
-"""linear for many tokens, first half: activations x (n, d) become records, as tile.py has them.
+"""Activations become integers: x is about d * q, with q of 8 bits (or 16) and one float32 scale d for some
+columns.
 
-Sixteen blocks of 32 numbers are rounded at a time, so that what is decided for a block (the step, which of four is
-best) is decided for 16 in one vector. Reference of the rounding itself: best_step in rounding.py.
+Two forms, for the two kinds of products:
+
+    quantize_token   one token for gemv.py: int8 with a scale for 32 columns, in the order that the format wants
+    pack_tokens      many tokens for gemm.py: packed blocks as microkernel.py has them, of NR tokens each
+
+For each scale some candidates are tried, and the one with the least squared rounding error is taken: those by
+which the number of largest magnitude becomes -128, -127, -126 or -125. Which is best is chance, and the best of
+four has 8 % less error than any one alone. (The sign is that of -128 because 8 bits have no 128.)
+Definition: ops/quantized.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tinyllava.ops.cpu.compile import kernel, task
-from tinyllava.ops.cpu.microkernel import BLOCK, LAYOUTS, MINIMA_4, OFFSET, SIGNED, TOKENS, WORDS
+from tinyllava.ops.cpu.microkernel import BLOCK, INT16, LAYOUTS, MINIMA_4, NR, OFFSET, SIGNED
 from tinyllava.ops.cpu.simd.intrinsics import (
     add,
     everywhere,
     float_at,
     load_floats,
     no_floats,
+    part_halves,
     put_float,
     put_floats,
     put_int,
@@ -28,6 +35,7 @@ from tinyllava.ops.cpu.simd.intrinsics import (
 from tinyllava.ops.cpu.simd.reduce import sums_of_each
 from tinyllava.ops.cpu.simd.rounding import (
     X_WORD,
+    best_step,
     extreme,
     extremes_of_each,
     extremes_of_four,
@@ -36,91 +44,141 @@ from tinyllava.ops.cpu.simd.rounding import (
     put_ends,
     put_ints,
     put_rounded,
+    quantize_bytes,
     quantize_words,
     rounding_errors,
     sums_of_four,
     where_less,
 )
-from tinyllava.ops.cpu.thread_pool import numbers_at
+from tinyllava.ops.cpu.thread_pool import arguments_at
 
+# ---- one token
+
+# The orders of a token's columns and scales. For each 256 columns: 256 int8, and the scales and sums
+#     SCALES_32    columns in order; | 8 scales | 8 sums |
+# NIBBLES_32   the same scales; of each 128 columns, the first 16 of four blocks of 32, then the last 16 of them
+#     NIBBLES_K    of each 128 columns, blocks 0, 2, 1, 3; the scales of blocks 1 and 3 divided by 16
+#     SCALES_16    columns in order; | 16 scales | 16 sums |, for each 16 columns
+# where a sum is d * sum(q), times -c in the formats with a constant c. FLOAT32 is the token as it is.
+SCALES_32, NIBBLES_32, NIBBLES_K, SCALES_16, FLOAT32 = range(5)
+TOKEN_CHUNK = 256  # columns of a chunk: no order goes beyond them
+
+
+@task
+def quantize_token(args: int, chunk: int, _thread_id: int) -> None:
+    """TOKEN_CHUNK columns of a token x (d,) -> int8 at q, scales and sums at ``scales``."""
+    x, d, order, c, q, scales = arguments_at(args, 6)
+    first = TOKEN_CHUNK * chunk
+    size = 128 if order == SCALES_16 else 64  # bytes of the scales and sums of 256 columns
+    quantize_columns(x + 4 * first, min(TOKEN_CHUNK, d - first), order, c, q + first, scales + size * chunk)
+
+
+@kernel
+def quantize_columns(x: int, d: int, order: int, c: int, q: int, scales: int) -> None:
+    """At most 256 columns."""
+    factor = np.float32(-c) if c else np.float32(1.0)
+    for b in range(d // 32):
+        scale = best_step(x + 128 * b)
+        inverse = np.float32(1.0) / scale if scale != np.float32(0.0) else np.float32(0.0)
+        place = b ^ 3 if order == NIBBLES_K and (b + 1) & 2 else b  # of 0, 1, 2, 3: 0, 2, 1, 3
+        both = quantize_bytes(x + 128 * b, inverse, q + 32 * place)
+        first = scale * factor * np.float32(np.int32(both & 0xFFFFFFFF))
+        second = scale * factor * np.float32(both >> 32)
+        if order == SCALES_16:
+            at = scales + 8 * b
+            put_float(at, scale)
+            put_float(at + 4, scale)
+            put_float(at + 64, first)
+            put_float(at + 68, second)
+        else:
+            at = scales + 4 * b
+            put_float(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
+            put_float(at + 32, first + second)
+    if order == NIBBLES_32 and d == TOKEN_CHUNK:
+        part_halves(q)
+        part_halves(q + 128)
+
+
+# ---- many tokens
+
+KC = 1024  # columns that GEMM multiplies at a time, so that packed weights stay in the first-level cache
+BLOCKS = 16  # blocks of 32 columns that are quantized together, a lane of a vector for each
+# Scratch of a thread: scales, their inverses (a vector each), sums (two), then two vectors for each block.
+SCALES_AT, INVERSES_AT, SUMS_AT, PARTS_AT = 0, 64, 128, 256
+QUANTIZE_SCRATCH = PARTS_AT + 2 * 64 * BLOCKS
+TOPS = tuple(np.float32(top) for top in (-128, -127, -126, -125))  # what the largest number may become
+
+# By layout (microkernel.py): columns of a packed block, its bytes, where its scales and sums begin.
 COLUMNS = tuple(layout.columns for layout in LAYOUTS)
 X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
 X_SCALES = tuple(layout.x_scales for layout in LAYOUTS)
 X_SUMS = tuple(layout.x_sums for layout in LAYOUTS)
 
-SLICE = 1024  # columns that are multiplied by some groups of tokens before the next
-BLOCKS = 16  # that are rounded together
-# Scratch of a thread: steps, their inverses (a vector each), sums (two), then two vectors for each block.
-STEPS, INVERSES, SUMS, PARTS = 0, 64, 128, 256
-QUANTIZE_ROOM = PARTS + 2 * 64 * BLOCKS
-TOPS = tuple(np.float32(top) for top in (-128, -127, -126, -125))  # what a block's largest number may become
-
 
 @kernel
-def record_of(group: int, b: int, n_groups: int, n_records: int, slice_records: int) -> int:
-    """Where the b-th record of a group of tokens stands: slice by slice, and group by group in each."""
-    first = b // slice_records * slice_records
-    return first * n_groups + group * min(slice_records, n_records - first) + b - first
+def packed_block(panel: int, b: int, n_panels: int, n_blocks: int, kc_blocks: int) -> int:
+    """The number of a panel's b-th block among all packed blocks: KC columns of all panels, then the next KC."""
+    first = b // kc_blocks * kc_blocks
+    return first * n_panels + panel * min(kc_blocks, n_blocks - first) + b - first
 
 
 @task
-def quantize_tokens(args: int, chunk: int, thread_id: int) -> None:
-    """Tokens chunk * TOKENS ... of x (n, d) -> their records; tokens from n on are zeros.
-
-    x, n, d, layout, the constant c, where the records go, scratch, groups of tokens that there will be.
-    """
-    a = numbers_at(args)
-    for token in range(TOKENS * chunk, TOKENS * (chunk + 1)):
-        x = a[0] + 4 * token * a[2] if token < a[1] else 0
-        quantize_token(x, token, a, a[6] + thread_id * QUANTIZE_ROOM)
+def pack_panel(args: int, chunk: int, thread_id: int) -> None:
+    """Panel ``chunk`` of x (n, d): NR tokens, zeros for those from n on."""
+    x, n, d, layout, c, packed, n_panels, scratch = arguments_at(args, 8)
+    for token in range(NR * chunk, NR * (chunk + 1)):
+        at = x + 4 * token * d if token < n else 0
+        pack_token(at, token, d, layout, c, packed, n_panels, scratch + thread_id * QUANTIZE_SCRATCH)
 
 
 @task
-def quantize_others(args: int, chunk: int, thread_id: int) -> None:
-    """Row ``chunk`` of x (n, d) in another token's place. Arguments as above, and n tokens' numbers (int64)."""
-    a = numbers_at(args)
-    token = numbers_at(a[8] + 8 * chunk)[0]
-    quantize_token(a[0] + 4 * chunk * a[2], token, a, a[6] + thread_id * QUANTIZE_ROOM)
+def pack_row(args: int, chunk: int, thread_id: int) -> None:
+    """Row ``chunk`` of x (n, d), in the place of the token whose number (int64) stands in ``places``."""
+    x, places, d, layout, c, packed, n_panels, scratch = arguments_at(args, 8)
+    (token,) = arguments_at(places + 8 * chunk, 1)
+    pack_token(x + 4 * chunk * d, token, d, layout, c, packed, n_panels, scratch + thread_id * QUANTIZE_SCRATCH)
 
 
 @kernel
-def quantize_token(x: int, token: int, a: Any, room: int) -> None:
-    """One token's d numbers at x, or zeros if x is 0, into its records."""
-    d, layout, group, t = a[2], a[3], token // TOKENS, token % TOKENS
-    columns, size = COLUMNS[layout], X_SIZE[layout]
-    for start in range(0, d, SLICE):
-        at = a[5] + record_of(group, start // columns, a[7], d // columns, SLICE // columns) * size
-        count = min(SLICE, d - start) // columns
+def pack_token(
+    x: int, token: int, d: int, layout: int, c: int, packed: int, n_panels: int, scratch: int
+) -> None:
+    """One token's d numbers at x, or zeros if x is 0, into its packed blocks; c is the format's constant."""
+    panel, t, columns, size = token // NR, token % NR, COLUMNS[layout], X_SIZE[layout]
+    for start in range(0, d, KC):
+        at = packed + packed_block(panel, start // columns, n_panels, d // columns, KC // columns) * size
+        count = min(KC, d - start) // columns
         if x == 0:
             for b in range(count):
-                clear_block(at + b * size, layout, t)
-        elif layout == WORDS:
+                clear_token(at + b * size, layout, t)
+        elif layout == INT16:
             for b in range(count):
-                block_of_words(x + 4 * (start + columns * b), at + b * size, t)
+                pack_int16(x + 4 * (start + columns * b), at + b * size, t)
         else:
             for b in range(0, count * columns // BLOCK, BLOCKS):
-                few, record = min(BLOCKS, count * columns // BLOCK - b), at + b * BLOCK // columns * size
-                blocks_of_bytes(x + 4 * (start + BLOCK * b), few, record, layout, a[4], t, room)
+                few, block = min(BLOCKS, count * columns // BLOCK - b), at + b * BLOCK // columns * size
+                pack_int8(x + 4 * (start + BLOCK * b), few, block, layout, c, t, scratch)
 
 
 @kernel
-def clear_block(record: int, layout: int, t: int) -> None:
-    """A token that is not there: zeros in its part of a record."""
-    size, more = X_SCALES[layout] // TOKENS, (X_SIZE[layout] - X_SUMS[layout]) // TOKENS
+def clear_token(block: int, layout: int, t: int) -> None:
+    """Token t of a packed block: zeros."""
+    size, more = X_SCALES[layout] // NR, (X_SIZE[layout] - X_SUMS[layout]) // NR
     for i in range(0, size, 4):
-        put_int(record + t * size + i, 0)
-    put_int(record + X_SCALES[layout] + 4 * t, 0)
+        put_int(block + t * size + i, 0)
+    put_int(block + X_SCALES[layout] + 4 * t, 0)
     for i in range(0, more, 4):
-        put_int(record + X_SUMS[layout] + t * more + i, 0)
+        put_int(block + X_SUMS[layout] + t * more + i, 0)
 
 
 @kernel
-def best_steps(x: int, count: int, together: bool, room: int) -> None:
-    """The best step of each of ``count`` blocks at x, and its inverse -> STEPS and INVERSES of the scratch.
+def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
+    """The best scale of each of ``count`` blocks at x, and its inverse -> SCALES_AT and INVERSES_AT of the
+    scratch.
 
-    ``together``: four blocks share a step. For so many numbers one is nearly as good as another: two are tried.
+    ``together``: four blocks share a scale. For so many numbers one is nearly as good as another: two are tried.
     """
-    parts = room + PARTS
+    parts = scratch + PARTS_AT
     for b in range(count):
         put_ends(x + 128 * b, parts + 64 * b)
     for b in range(count, BLOCKS):
@@ -132,67 +190,67 @@ def best_steps(x: int, count: int, together: bool, room: int) -> None:
     best, least = no_floats(), everywhere(np.float32(np.inf))
     for i in range(2 if together else 4):
         top = TOPS[i]
-        step = times(ends, everywhere(np.float32(1.0) / top))
-        put_floats(room + INVERSES, times(inverse, everywhere(top)))
+        scale = times(ends, everywhere(np.float32(1.0) / top))
+        put_floats(scratch + INVERSES_AT, times(inverse, everywhere(top)))
         for b in range(count):
-            put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(room + INVERSES + 4 * b)))
+            put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(scratch + INVERSES_AT + 4 * b)))
         error = times(sums_of_each(parts), everywhere(np.float32(1.0) / (top * top)))  # times ends^2, as all are
         error = sums_of_four(error) if together else error
-        best, least = where_less(error, least, step, best), where_less(error, least, error, least)
+        best, least = where_less(error, least, scale, best), where_less(error, least, error, least)
     best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less
-    put_floats(room + STEPS, best)
-    put_floats(room + INVERSES, inverse_or_zero(best))
+    put_floats(scratch + SCALES_AT, best)
+    put_floats(scratch + INVERSES_AT, inverse_or_zero(best))
 
 
 @kernel
-def blocks_of_bytes(x: int, count: int, record: int, layout: int, offset: int, t: int, room: int) -> None:
-    """``count`` <= 16 blocks of 32 floats at x -> token t's bytes, scales and sums in their records."""
-    each = COLUMNS[layout] // BLOCK  # blocks of a record
-    best_steps(x, count, each > 1, room)
-    parts, size = room + PARTS, X_SIZE[layout]
+def pack_int8(x: int, count: int, block: int, layout: int, c: int, t: int, scratch: int) -> None:
+    """``count`` <= 16 blocks of 32 floats at x -> token t's int8, scales and sums in their packed blocks."""
+    each = COLUMNS[layout] // BLOCK  # blocks of 32 in a packed block
+    best_scales(x, count, each > 1, scratch)
+    parts, size = scratch + PARTS_AT, X_SIZE[layout]
     for b in range(count):
-        to = record + b // each * size + (t * each + b % each) * BLOCK
-        put_rounded(x + 128 * b, float_at(room + INVERSES + 4 * b), to, parts + 64 * b)
+        q = block + b // each * size + (t * each + b % each) * BLOCK
+        put_rounded(x + 128 * b, float_at(scratch + INVERSES_AT + 4 * b), q, parts + 64 * b)
         if layout == SIGNED:
-            flip_signs(to)
+            flip_signs(q)
     for b in range(0, count, each):
-        put_float(record + b // each * size + X_SCALES[layout] + 4 * t, float_at(room + STEPS + 4 * b))
+        put_float(block + b // each * size + X_SCALES[layout] + 4 * t, float_at(scratch + SCALES_AT + 4 * b))
     if layout < MINIMA_4:
         totals = add(sums_of_each(parts), sums_of_each(parts + 1024))
         if layout == OFFSET:
-            put_ints(room + SUMS, times(totals, everywhere(np.float32(-offset))))
+            put_ints(scratch + SUMS_AT, times(totals, everywhere(np.float32(-c))))
         else:
-            put_floats(room + SUMS, times(totals, load_floats(room + STEPS)))
+            put_floats(scratch + SUMS_AT, times(totals, load_floats(scratch + SCALES_AT)))
         for b in range(count):
-            put_int(record + b * size + X_SUMS[layout] + 4 * t, word_at(room + SUMS + 4 * b))
+            put_int(block + b * size + X_SUMS[layout] + 4 * t, word_at(scratch + SUMS_AT + 4 * b))
     elif layout != SIGNED:
-        put_group_sums(count, record + X_SUMS[layout], layout, t, room)
+        put_group_sums(count, block + X_SUMS[layout], layout, t, scratch)
 
 
 @kernel
-def put_group_sums(count: int, to: int, layout: int, t: int, room: int) -> None:
-    """The sums of token t's groups of 32 or 16 bytes, as int16; ``to`` is where the first record's sums begin."""
-    first, second = sums_of_each(room + PARTS), sums_of_each(room + PARTS + 1024)
+def put_group_sums(count: int, to: int, layout: int, t: int, scratch: int) -> None:
+    """The sums of token t's groups of 32 or 16 int8, as int16; ``to`` is where the first block's sums begin."""
+    first, second = sums_of_each(scratch + PARTS_AT), sums_of_each(scratch + PARTS_AT + 1024)
     if layout == MINIMA_4:
-        put_ints(room + SUMS, add(first, second))
+        put_ints(scratch + SUMS_AT, add(first, second))
         for b in range(count):
-            put_short(to + b // 4 * X_SIZE[layout] + 8 * t + 2 * (b % 4), word_at(room + SUMS + 4 * b))
+            put_short(to + b // 4 * X_SIZE[layout] + 8 * t + 2 * (b % 4), word_at(scratch + SUMS_AT + 4 * b))
     else:
-        put_ints(room + SUMS, first)
-        put_ints(room + SUMS + 64, second)
+        put_ints(scratch + SUMS_AT, first)
+        put_ints(scratch + SUMS_AT + 64, second)
         for b in range(count):
             at = to + b // 4 * X_SIZE[layout] + 16 * t + 4 * (b % 4)
-            put_short(at, word_at(room + SUMS + 4 * b))
-            put_short(at + 2, word_at(room + SUMS + 64 + 4 * b))
+            put_short(at, word_at(scratch + SUMS_AT + 4 * b))
+            put_short(at + 2, word_at(scratch + SUMS_AT + 64 + 4 * b))
 
 
 @kernel
-def block_of_words(x: int, record: int, t: int) -> None:
-    """64 floats at x -> token t's words and scale."""
+def pack_int16(x: int, block: int, t: int) -> None:
+    """64 floats at x -> token t's int16 and scale."""
     d = extreme(x) / np.float32(-X_WORD)
     second = extreme(x + 128) / np.float32(-X_WORD)
     d = d if abs(d) > abs(second) else second + np.float32(0.0) * d  # NaN if either is
     inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
-    quantize_words(x, inverse, record + t * 128)
-    quantize_words(x + 128, inverse, record + t * 128 + 64)
-    put_float(record + X_SCALES[WORDS] + 4 * t, d)
+    quantize_words(x, inverse, block + t * 128)
+    quantize_words(x + 128, inverse, block + t * 128 + 64)
+    put_float(block + X_SCALES[INT16] + 4 * t, d)

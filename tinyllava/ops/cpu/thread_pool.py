@@ -49,7 +49,6 @@ from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction, load
 CHUNKS_DONE, SLEEPING, STOP, TASK, TASK_ARGUMENTS, QUEUES = 0, 8, 16, 24, 25, 32
 CHUNK_BITS = 32  # of a queue: the next chunk; the bits above are the end
 CHUNK_MASK = (1 << CHUNK_BITS) - 1
-MAX_ARGUMENTS = 24
 SPINS = 200_000  # pauses before a worker goes to sleep: about a quarter of a second on Zen 4
 
 
@@ -128,12 +127,6 @@ arguments_at: Any = intrinsic(_arguments_at)
 def int64_at(builder: Any, address: Any) -> Any:
     """The int64 at an address."""
     return load(builder, address, I64)
-
-
-@kernel
-def numbers_at(address: int) -> Any:
-    """A task's arguments as an array."""
-    return carray(_pointer(address), (MAX_ARGUMENTS,), np.int64)
 
 
 @kernel

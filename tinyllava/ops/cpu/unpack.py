@@ -1,21 +1,31 @@
-"""Block formats taken apart in registers: unsigned bytes q, for each 16 or 32 of them a scale, perhaps a minimum.
+"""Block formats unpacked in vector registers: one row of FORMATS each, and nothing else to add for a new one.
 
-    "offset"   w = d * (q - c)    with a constant c
-    "minimum"  w = d * q + m      with an m for each group
-    ""         16-bit floats
+A group of 32 weights (of 16 in Q2_K, Q3_K and Q6_K) are small unsigned integers q with a common scale d:
 
-``pair_*`` gives the 64 numbers of two blocks of 32, ``quarter_*`` the j-th 64 of a super-block of 256. Decoding
-multiplies them on the spot (numba_dot.py); for a prompt, ``levels_*`` writes a row of them, with its scales
-(numba_linear.py). Reference of each: its dequantizer in quant/plain.py. The layouts are ggml-common.h's.
+    "offset"   w = d * (q - c)    with a constant c of the format
+    "minimum"  w = d * q + m      with a minimum m for each group
+    "float"    w                  floating-point numbers of 16 or 32 bits
+
+A row's functions take the addresses of blocks and return vectors:
+
+    unpack(a, b)      blocks of 32: the q of the block at a, then of the one at b, as 64 bytes
+    unpack(block, j)  super-blocks of 256: the q of its weights 64 j ... 64 j + 63
+    scales(block)     the scales of 256 weights: | 8 d | 8 m |, | 8 d | the same 8 d |, or 16 d
+    minima(block)     only where there are 16 of them: 16 m
+
+The fields of a block are declared in quant/plain.py, and so is the formula that defines its weights. For one token
+the vectors are multiplied as they come (gemv.py); for a prompt they are packed first (pack_weights.py).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import kernel
+from tinyllava.ops.cpu.compile import kernel, specialize
 from tinyllava.ops.cpu.simd.intrinsics import (
     bits_by_half,
     bits_by_quarter,
@@ -34,227 +44,214 @@ from tinyllava.ops.cpu.simd.intrinsics import (
     two_halves,
     word_at,
 )
-from tinyllava.ops.cpu.simd.lanes import by_half, floats_of_bytes, floats_of_signed_bytes_at, two_halves_at
+from tinyllava.ops.cpu.simd.lanes import (
+    by_half,
+    floats_of_bytes,
+    floats_of_signed_bytes_at,
+    halves_apart,
+    lower_and_upper,
+    two_halves_at,
+)
+from tinyllava.quant.blocks import TYPES, BlockType
 
-FIRST_SUPER = 7  # the first Format.number with super-blocks
+SUPER_MINIMA = 1024  # bytes from 16 scales that are written to memory to the 16 minima
+
+# Bytes of a block, and where its fields begin in it. Each format's copies of the functions below have its own.
+BYTES = D = M = DMIN = QS = QL = QH = HMASK = SCALES = 0
+UNPACK: Any = None
+SCALES_OF: Any = None
+MINIMA_OF: Any = None
+HAS_M = False
 
 
-class Format(NamedTuple):
+@dataclass(frozen=True)
+class Format:
     """How a block format is multiplied."""
 
-    number: int  # what kernels know it by: its place in FORMATS
-    sums: str  # "offset", "minimum" or ""
-    groups: int  # scales for each 32 weights
-    offset: int  # c
+    block: BlockType
+    kind: Literal["offset", "minimum", "float"]
+    c: int = 0
+    groups: int = 1  # scales for each 32 weights
+    unpack: Any = None
+    scales: Any = None
+    minima: Any = None
+    write: Any = None  # unpack_row or unpack_super_block
 
     @property
     def has_super_blocks(self) -> bool:
-        """Whether its blocks are of 256, with a scale for each 16 or 32."""
-        return self.number >= FIRST_SUPER
+        """Whether its blocks are of 256 weights, with a scale for each group of 16 or 32."""
+        return self.block.block_size == 256
+
+    def specialize(self, function: Callable[..., Any], **names: Any) -> Any:
+        """A function's copy for this format, in which the fields' names are their offsets."""
+        fields = {field.upper(): self.block.offset(field) for field, *_ in self.block.fields}
+        fields |= {"BYTES": self.block.nbytes, "BYTES_256": self.block.nbytes * 256 // self.block.block_size}
+        return specialize(function, f"{function.__name__}_{self.block.name.lower()}", **{**fields, **names})
 
 
-FORMATS = {
-    "F16": Format(0, "", 1, 0),
-    "BF16": Format(1, "", 1, 0),
-    "Q4_0": Format(2, "offset", 1, 8),
-    "Q4_1": Format(3, "minimum", 1, 0),
-    "Q5_0": Format(4, "offset", 1, 16),
-    "Q5_1": Format(5, "minimum", 1, 0),
-    "Q8_0": Format(6, "offset", 1, 128),
-    "Q2_K": Format(7, "minimum", 2, 0),
-    "Q3_K": Format(8, "offset", 2, 4),
-    "Q4_K": Format(9, "minimum", 1, 0),
-    "Q5_K": Format(10, "minimum", 1, 0),
-    "Q6_K": Format(11, "offset", 2, 32),
-}
+# ---- blocks of 32, two at a time. Low nibbles are weights 0..15, high nibbles 16..31
 
 
-# ---- two blocks of 32, at addresses a and b. Low nibbles are weights 0..15, high nibbles 16..31
+def unpack_4_bits(a: int, b: int) -> Any:
+    """Nibbles."""
+    return bits_by_quarter(four_quarters(a + QS, b + QS), 0, 4, 15)
 
 
-@kernel
-def pair_q4_0(a: int, b: int) -> Any:
-    """18 bytes: d, nibbles."""
-    return bits_by_quarter(four_quarters(a + 2, b + 2), 0, 4, 15)
+def unpack_5_bits(a: int, b: int) -> Any:
+    """Nibbles, and the fifth bits of all 32 in one word."""
+    return either(bits_by_quarter(four_quarters(a + QS, b + QS), 0, 4, 15), fifth_bits(a + QH, b + QH))
 
 
-@kernel
-def pair_q4_1(a: int, b: int) -> Any:
-    """20 bytes: d, m, nibbles."""
-    return bits_by_quarter(four_quarters(a + 4, b + 4), 0, 4, 15)
+def unpack_8_bits(a: int, b: int) -> Any:
+    """Signed bytes; with 128 added they are unsigned."""
+    return flip_sign(two_halves(a + QS, b + QS))
 
 
-@kernel
-def pair_q5_0(a: int, b: int) -> Any:
-    """22 bytes: d, 32 fifth bits, nibbles."""
-    return either(bits_by_quarter(four_quarters(a + 6, b + 6), 0, 4, 15), fifth_bits(a + 2, b + 2))
+def scales_d(block: int) -> Any:
+    """The scales of 8 blocks, twice: kernels multiply the second half by sums that -c is part of already."""
+    return halves_apart(block + D, BYTES)
 
 
-@kernel
-def pair_q5_1(a: int, b: int) -> Any:
-    """24 bytes: d, m, 32 fifth bits, nibbles."""
-    return either(bits_by_quarter(four_quarters(a + 8, b + 8), 0, 4, 15), fifth_bits(a + 4, b + 4))
+def scales_d_m(block: int) -> Any:
+    """The scales and the minima of 8 blocks."""
+    return lower_and_upper(halves_apart(block + D, BYTES), halves_apart(block + M, BYTES))
 
 
-@kernel
-def pair_q8_0(a: int, b: int) -> Any:
-    """34 bytes: d, signed bytes; with 128 added they are unsigned."""
-    return flip_sign(two_halves(a + 2, b + 2))
+def unpack_row(row: int, n_blocks: int, q: int, scales: int, stride: int) -> None:
+    """A row written to memory: 32 bytes of q a block, and every ``stride`` bytes its d, with its m 64 bytes on.
+
+    Blocks are unpacked in pairs, an odd last one with itself, so q needs the space of one block more.
+    """
+    for b in range(0, n_blocks, 2):
+        first = row + BYTES * b
+        second = first + BYTES if b + 1 < n_blocks else first
+        put_bytes(q + 32 * b, UNPACK(first, second))
+    for b in range(n_blocks):
+        put_float(scales + stride * b, half_at(row + BYTES * b + D))
+    if HAS_M:
+        for b in range(n_blocks):
+            put_float(scales + stride * b + 64, half_at(row + BYTES * b + M))
 
 
-# ---- the j-th 64 of a super-block of 256: planes of bits over the same 32 bytes
+def unpack_super_block(block: int, q: int, scales: int) -> None:
+    """A super-block written to memory: 256 q, what ``scales`` returns, and 16 minima SUPER_MINIMA bytes on."""
+    for j in range(4):
+        put_bytes(q + 64 * j, UNPACK(block, j))
+    put_floats(scales, SCALES_OF(block))
+    if HAS_M:
+        put_floats(scales + SUPER_MINIMA, MINIMA_OF(block))
 
 
-@kernel
-def quarter_q2_k(block: int, j: int) -> Any:
-    """84 bytes: 16 scales (low nibble) and minima (high), 64 of bit pairs, d, dmin."""
-    low = block + 16 + 32 * (j // 2)
+# ---- the j-th 64 of a super-block of 256. The bits of a number lie in different fields, in planes: the next
+#      32 (or 64) weights have theirs in the same bytes, higher up
+
+
+def unpack_q2_k(block: int, j: int) -> Any:
+    """Four planes of two bits over 32 bytes."""
+    low = block + QS + 32 * (j // 2)
     return bits_by_half(two_halves(low, low), 4 * (j % 2), 4 * (j % 2) + 2, 3)
 
 
-@kernel
-def quarter_q3_k(block: int, j: int) -> Any:
-    """110 bytes: 32 of third bits, 64 of bit pairs, 12 of 6-bit scales, d."""
-    low = block + 32 + 32 * (j // 2)
+def unpack_q3_k(block: int, j: int) -> Any:
+    """The same, and eight planes of the third bit over 32 bytes."""
+    low, high = block + QS + 32 * (j // 2), block + HMASK
     pairs = bits_by_half(two_halves(low, low), 4 * (j % 2), 4 * (j % 2) + 2, 3)
-    return join_bits(pairs, bits_by_half(two_halves(block, block), 2 * j, 2 * j + 1, 1), 2)
+    return join_bits(pairs, bits_by_half(two_halves(high, high), 2 * j, 2 * j + 1, 1), 2)
 
 
-@kernel
-def quarter_q4_k(block: int, j: int) -> Any:
-    """144 bytes: d, dmin, 12 of scales and minima, 128 of nibbles."""
-    low = block + 16 + 32 * j
+def unpack_q4_k(block: int, j: int) -> Any:
+    """Two planes of nibbles over 32 bytes."""
+    low = block + QS + 32 * j
     return bits_by_half(two_halves(low, low), 0, 4, 15)
 
 
-@kernel
-def quarter_q5_k(block: int, j: int) -> Any:
-    """176 bytes: as Q4_K, with 32 of fifth bits before the nibbles."""
-    low, high = block + 48 + 32 * j, block + 16
+def unpack_q5_k(block: int, j: int) -> Any:
+    """The same, and eight planes of the fifth bit over 32 bytes."""
+    low, high = block + QS + 32 * j, block + QH
     nibbles = bits_by_half(two_halves(low, low), 0, 4, 15)
     return join_bits(nibbles, bits_by_half(two_halves(high, high), 2 * j, 2 * j + 1, 1), 4)
 
 
-@kernel
-def quarter_q6_k(block: int, j: int) -> Any:
-    """210 bytes: 128 of lower nibbles, 64 of upper bit pairs, 16 scales, d; both halves of 128 weights alike."""
-    low, high, shift = block + 64 * (j // 2), block + 128 + 32 * (j // 2), 4 * (j % 2)
+def unpack_q6_k(block: int, j: int) -> Any:
+    """For each 128 weights, two planes of nibbles over 64 bytes, and four of the upper two bits over 32 bytes."""
+    low, high, shift = block + QL + 64 * (j // 2), block + QH + 32 * (j // 2), 4 * (j % 2)
     nibbles = bits_by_half(load_bytes(low), shift, shift, 15)
     return join_bits(nibbles, bits_by_half(two_halves(high, high), shift, shift + 2, 3), 4)
 
 
-# ---- their scales
-
-
-@kernel
-def scales_q4_k(block: int) -> Any:
-    """| 8 scales | 8 minima | of Q4_K and Q5_K: eight pairs of 6 bits in 12 bytes, four at a time."""
-    a, c, rest = word_at(block + 4), word_at(block + 8), word_at(block + 12)
+def scales_k(block: int) -> Any:
+    """| 8 scales | 8 minima | of Q4_K and Q5_K: pairs of 6 bits in 12 bytes (k_scales in quant/plain.py)."""
+    at = block + SCALES
+    a, c, rest = word_at(at), word_at(at + 4), word_at(at + 8)
     upper = rest & 0x0F0F0F0F | a >> 2 & 0x30303030
     lower = rest >> 4 & 0x0F0F0F0F | c >> 2 & 0x30303030
     numbers = floats_of_bytes(a & 0x3F3F3F3F, upper, c & 0x3F3F3F3F, lower)
-    return times(numbers, two_halves_at(block))
+    return times(numbers, two_halves_at(block + D))
 
 
-@kernel
 def scales_q6_k(block: int) -> Any:
-    """16 scales."""
-    d = half_at(block + 208)
-    return times(floats_of_signed_bytes_at(block + 192), by_half(d, d))
+    """16 signed bytes times d."""
+    d = half_at(block + D)
+    return times(floats_of_signed_bytes_at(block + SCALES), by_half(d, d))
 
 
-@kernel
 def scales_q3_k(block: int) -> Any:
-    """16 scales: lower 4 bits of each are the nibbles of 8 bytes, upper 2 bits the bit pairs of 4; less 32."""
-    a, c, rest = word_at(block + 96), word_at(block + 100), word_at(block + 104)
+    """16 numbers of 6 bits, less 32: the lower 4 are the nibbles of 8 bytes, the upper 2 the bit pairs of 4."""
+    at = block + SCALES
+    a, c, rest = word_at(at), word_at(at + 4), word_at(at + 8)
     w0 = a & 0x0F0F0F0F | rest << 4 & 0x30303030
     w1 = c & 0x0F0F0F0F | rest << 2 & 0x30303030
     w2 = a >> 4 & 0x0F0F0F0F | rest & 0x30303030
     w3 = c >> 4 & 0x0F0F0F0F | rest >> 2 & 0x30303030
-    d = half_at(block + 108)
+    d = half_at(block + D)
     less = np.float32(-32.0) * d
     return fused(floats_of_bytes(w0, w1, w2, w3), by_half(d, d), by_half(less, less))
 
 
-@kernel
 def scales_q2_k(block: int) -> Any:
-    """16 scales: the low nibbles."""
-    a, b, c, e = word_at(block), word_at(block + 4), word_at(block + 8), word_at(block + 12)
-    mask, d = 0x0F0F0F0F, half_at(block + 80)
+    """The low nibbles of 16 bytes, times d."""
+    at, mask, d = block + SCALES, 0x0F0F0F0F, half_at(block + D)
+    a, b, c, e = word_at(at), word_at(at + 4), word_at(at + 8), word_at(at + 12)
     return times(floats_of_bytes(a & mask, b & mask, c & mask, e & mask), by_half(d, d))
 
 
-@kernel
 def minima_q2_k(block: int) -> Any:
-    """16 minima: the high nibbles."""
-    a, b, c, e = word_at(block), word_at(block + 4), word_at(block + 8), word_at(block + 12)
-    mask, m = 0x0F0F0F0F, -half_at(block + 82)
+    """The high nibbles, times -dmin."""
+    at, mask, m = block + SCALES, 0x0F0F0F0F, -half_at(block + DMIN)
+    a, b, c, e = word_at(at), word_at(at + 4), word_at(at + 8), word_at(at + 12)
     return times(floats_of_bytes(a >> 4 & mask, b >> 4 & mask, c >> 4 & mask, e >> 4 & mask), by_half(m, m))
 
 
-# ---- a row of blocks of 32: numbers and scales
-#      raw: the row's first block; q: where 32 bytes for each record go; to: where the first record's scale goes,
-#      others ``step`` bytes on, minima 64 bytes after the scales
+# ---- the table
 
 
-PAIR_BYTES = (2, 2, 18, 20, 22, 24, 34)  # of a block, by Format.number
-
-
-@kernel
-def levels_row(number: int, raw: int, n_records: int, q: int, to: int, step: int) -> None:
-    """An odd last block is its own partner; room for it is there."""
-    size = PAIR_BYTES[number]
-    for b in range(0, n_records, 2):
-        first = raw + size * b
-        second = first + size if b + 1 < n_records else first
-        if number == 2:
-            put_bytes(q + 32 * b, pair_q4_0(first, second))
-        elif number == 3:
-            put_bytes(q + 32 * b, pair_q4_1(first, second))
-        elif number == 4:
-            put_bytes(q + 32 * b, pair_q5_0(first, second))
-        elif number == 5:
-            put_bytes(q + 32 * b, pair_q5_1(first, second))
-        else:
-            put_bytes(q + 32 * b, pair_q8_0(first, second))
-    for b in range(n_records):
-        put_float(to + step * b, half_at(raw + size * b))
-    if number == 3 or number == 5:
-        for b in range(n_records):
-            put_float(to + step * b + 64, half_at(raw + size * b + 2))
-
-
-# ---- a super-block: numbers and scales
-
-
-SUPER_BYTES = (84, 110, 144, 176, 210)  # of one, from FIRST_SUPER on
-
-
-@kernel
-def put_quarters(number: int, block: int, q: int) -> None:
-    """The 256 numbers of a super-block."""
-    for j in range(4):
-        if number == 7:
-            put_bytes(q + 64 * j, quarter_q2_k(block, j))
-        elif number == 8:
-            put_bytes(q + 64 * j, quarter_q3_k(block, j))
-        elif number == 9:
-            put_bytes(q + 64 * j, quarter_q4_k(block, j))
-        elif number == 10:
-            put_bytes(q + 64 * j, quarter_q5_k(block, j))
-        else:
-            put_bytes(q + 64 * j, quarter_q6_k(block, j))
-
-
-@kernel
-def put_scales(number: int, block: int, to: int) -> None:
-    """A super-block's 16 scales, or | 8 scales | 8 minima |; of Q2_K the 16 minima 1024 bytes on."""
-    if number == 7:
-        put_floats(to, scales_q2_k(block))
-        put_floats(to + 1024, minima_q2_k(block))
-    elif number == 8:
-        put_floats(to, scales_q3_k(block))
-    elif number == 11:
-        put_floats(to, scales_q6_k(block))
+def _format(
+    name: str, unpack: Any, scales: Any, minima: Any = None, *, c: int | None = None, groups: int = 1
+) -> Format:
+    """A row: with a constant c it is "offset", else "minimum"."""
+    bare = Format(TYPES[name], "minimum" if c is None else "offset", c or 0, groups)
+    functions = [f and kernel(bare.specialize(f)) for f in (unpack, scales, minima)]
+    own = dict(zip(("UNPACK", "SCALES_OF", "MINIMA_OF"), functions, strict=True))
+    if bare.has_super_blocks:
+        write = bare.specialize(unpack_super_block, **own, HAS_M=minima is not None)
     else:
-        put_floats(to, scales_q4_k(block))
+        write = bare.specialize(unpack_row, **own, HAS_M=c is None)
+    return Format(bare.block, bare.kind, bare.c, groups, *functions, kernel(write))
+
+
+_ROWS = (
+    Format(TYPES["F32"], "float"),
+    Format(TYPES["F16"], "float"),
+    Format(TYPES["BF16"], "float"),
+    _format("Q4_0", unpack_4_bits, scales_d, c=8),
+    _format("Q4_1", unpack_4_bits, scales_d_m),
+    _format("Q5_0", unpack_5_bits, scales_d, c=16),
+    _format("Q5_1", unpack_5_bits, scales_d_m),
+    _format("Q8_0", unpack_8_bits, scales_d, c=128),
+    _format("Q2_K", unpack_q2_k, scales_q2_k, minima_q2_k, groups=2),
+    _format("Q3_K", unpack_q3_k, scales_q3_k, c=4, groups=2),
+    _format("Q4_K", unpack_q4_k, scales_k),
+    _format("Q5_K", unpack_q5_k, scales_k),
+    _format("Q6_K", unpack_q6_k, scales_q6_k, c=32, groups=2),
+)
+FORMATS = {row.block.name: row for row in _ROWS}

@@ -7,6 +7,7 @@ buffer is free when the pool's list holds the only reference to it; Python's ref
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 import threading
@@ -57,3 +58,17 @@ class BufferPool:
     def owns(self, x: npt.NDArray[Any]) -> bool:
         """Whether x is a view of one of the pool's buffers."""
         return any(x.base is buffer for buffer in self._held)
+
+
+def address(x: npt.NDArray[Any]) -> int:
+    """Where an array's numbers begin. (``x.ctypes.data`` says the same in four times the time.)"""
+    buffer: Any = x
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    except (TypeError, ValueError):  # read-only, empty or not contiguous
+        return int(x.ctypes.data)
+
+
+def contiguous(x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """x as contiguous float32, itself if it is that."""
+    return np.ascontiguousarray(x, dtype=np.float32)
