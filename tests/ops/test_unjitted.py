@@ -156,10 +156,8 @@ def test_a_worker_leaves_when_told_and_sleeps_without_work() -> None:
     work = unjitted(thread_pool.work, **shared.stand_ins)
     work.__globals__["SPINS"] = 3
     assert work(shared.address, 2, 1) and shared.state[thread_pool.SLEEPING] == 1
-    unjitted(thread_pool.no_longer_sleeping, **shared.stand_ins)(shared.address)
-    assert shared.state[thread_pool.SLEEPING] == 0
     shared.state[thread_pool.STOP] = 1
-    assert not work(shared.address, 2, 1)
+    assert not work(shared.address, 2, 1) and shared.state[thread_pool.SLEEPING] == 0
 
 
 def test_a_list_of_joined_tasks_calls_each_with_its_own_chunks() -> None:
