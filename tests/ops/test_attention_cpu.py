@@ -1,4 +1,4 @@
-"""Attention on the CPU beyond parity: one query over shared keys in half precision; several blocks of queries."""
+"""Attention on the CPU beyond parity: one query with shared keys in float16; several blocks of queries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRUTH = select("numpy", dtype="float64")
 @pytest.mark.parametrize("d, m", [(64, 1), (64, 50), (96, 16), (20, 33), (8, 200)])
 def test_one_query(d: int, m: int, n_head: int, n_head_kv: int, dtype: type, threads: int) -> None:
     q = RNG.standard_normal((1, n_head, d)).astype(np.float32) * 3
-    limit = m + 7  # the cache has room left, which holds what must not be seen
+    limit = m + 7  # places of the cache that are not filled hold NaN: they must not be read
     held = [np.full((n_head_kv, limit, d), np.nan, dtype) for _ in range(2)]
     for memory in held:
         memory[:, :m] = RNG.standard_normal((n_head_kv, m, d))

@@ -1,124 +1,178 @@
-"""Row-wise kernels as the plain Python that they are written in, at toy size: coverage and debuggers can see them.
+"""Kernels run as plain Python at toy size, so that coverage and a debugger see them; compared with the reference.
 
-Vector instructions have stand-ins here: a vector of 16 floats is a NumPy array, and each stand-in is one line.
+What holds vectors in registers only runs compiled, in test_parity.py: outlier_ratio, rows of float16, softmax and
+attention; and the sums of norms, in whose place NumPy's are used here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
+from array import array
 from typing import Any
 
 import numpy as np
 import pytest
-from numba.core.dispatcher import Dispatcher
 
+from tests.ops.unjitted import unjitted
+from tinyllava.ops import Activation, RopeKind
 from tinyllava.ops.cpu import rowwise, thread_pool
+from tinyllava.ops.cpu.compile import Task
+from tinyllava.ops.cpu.ops import NumbaOps
+from tinyllava.ops.cpu.thread_pool import TaskCall
 from tinyllava.ops.select import select
 
-RNG = np.random.default_rng(8)
+RNG = np.random.default_rng(2)
 TRUTH = select("numpy", dtype="float64")
-
-
-def view(address: int, count: int, kind: Any = ctypes.c_float) -> np.ndarray:
-    """``count`` numbers at an address."""
-    return np.ctypeslib.as_array((kind * count).from_address(int(address)))
-
-
-STAND_INS = {
-    "float_of_bits": lambda bits: np.array(bits, np.int64).astype(np.int32).view(np.float32)[()],
-    "float_at": lambda at: view(at, 1)[0],
-    "load_floats": lambda at: view(at, 16).copy(),
-    "no_floats": lambda: np.zeros(16, np.float32),
-    "everywhere": lambda value: np.full(16, value, np.float32),
-    "add": lambda a, b: a + b,
-    "times": lambda a, b: a * b,
-    "fused": lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
-    "fused_one": lambda a, b, c: np.float32(np.float64(a) * np.float64(b) + np.float64(c)),
-    "power_of_two": lambda n: np.float32(2.0) ** n,
-    "total": lambda v: v.sum(),
-    "larger": lambda a, b: np.where(a > b, a, b),
-    "largest_lane": lambda v: v.max(),
-    "put_half": lambda at, value: view(at, 1, ctypes.c_int16).__setitem__(0, np.float16(value).view(np.int16)),
-    "put_halves": lambda at, v: view(at, 16, ctypes.c_int16).__setitem__(
-        slice(None), v.astype(np.float16).view(np.int16)
-    ),
-}
-
-
-@pytest.fixture(autouse=True)
-def _unjitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kernel becomes its Python function, each instruction its stand-in."""
-    for name, value in list(vars(rowwise).items()):
-        if isinstance(value, Dispatcher):
-            monkeypatch.setattr(rowwise, name, value.py_func)
-        elif name in STAND_INS:
-            monkeypatch.setattr(rowwise, name, STAND_INS[name])
-    # For numbers_at and floats_at. Other kernels of thread_pool stay: threads of earlier tests may still run them.
-    monkeypatch.setattr(thread_pool, "_pointer", lambda address: ctypes.c_void_p(int(address)))
-
-
-def run(task: Any, n_chunks: int, *arguments: Any) -> None:
-    """All chunks of a task: arrays as their addresses, floats as their bits."""
-    numbers = np.zeros(thread_pool.MAX_ARGUMENTS, np.int64)
-    for i, value in enumerate(arguments):
-        if isinstance(value, np.ndarray):
-            numbers[i] = value.ctypes.data
-        else:
-            numbers[i] = np.float32(value).view(np.int32) if isinstance(value, float) else value
-    for chunk in range(n_chunks):
-        task.python(numbers.ctypes.data, chunk, 0)
 
 
 def floats(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("d", [5, 16, 37])
-def test_norms(d: int) -> None:
-    x, w, b, y = floats(3, d), floats(d), floats(d), floats(3, d)
-    run(rowwise.rms_norm, 2, x, w, y, 3, d, 1e-5, 2)
-    np.testing.assert_allclose(y, TRUTH.rms_norm(x, w, 1e-5), rtol=1e-5, atol=1e-6)
-    run(rowwise.layer_norm, 2, x, w, b, y, 3, d, 1e-5, 2)
-    np.testing.assert_allclose(y, TRUTH.layer_norm(x, w, b, 1e-5), rtol=1e-5, atol=1e-6)
-    ratio = floats(3)
-    run(rowwise.peaks, 2, x, ratio, 3, d, 2)
-    np.testing.assert_allclose(ratio, (x**2).max(axis=1) / (x**2).mean(axis=1), rtol=1e-5)
+def row_of(address: int, d: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_float * d).from_address(address))
 
 
-@pytest.mark.parametrize("kind", rowwise.ACTIVATIONS)
-def test_activations(kind: Any) -> None:
-    x, y = np.array([-100, -87, -1, 0, 0.5, 30, np.nan], np.float32), floats(7)
-    run(rowwise.ACTIVATIONS[kind], 3, x, y, 7, 3)
-    np.testing.assert_allclose(y, TRUTH.activation(x.astype(np.float64), kind), rtol=1e-6, atol=1e-6)
+SUMS = {
+    "sum_of_row": lambda row, d: row_of(row, d).sum(),
+    "sum_of_squares": lambda row, d, mean: np.square(row_of(row, d) - mean).sum(),
+}
 
 
-def test_two_operands() -> None:
-    x, other, y = floats(7), floats(7), floats(7)
-    run(rowwise.sum_of_two, 3, x, y, 7, 3, other)
-    np.testing.assert_array_equal(y, x + other)
-    run(rowwise.swiglu, 3, x, y, 7, 3, other)
-    np.testing.assert_allclose(y, TRUTH.swiglu(x, other), rtol=1e-6, atol=1e-7)
+class PlainPool:
+    """A thread pool without threads, whose tasks are plain Python."""
+
+    def run_several(self, calls: list[TaskCall]) -> None:
+        for task, n_chunks, arguments in calls:
+            numbers, function = array("q", arguments), unjitted(task, **SUMS)
+            for chunk in reversed(range(n_chunks)):  # in any order
+                function(numbers.buffer_info()[0], chunk, 0)
+
+
+@pytest.fixture
+def ops(monkeypatch: pytest.MonkeyPatch) -> NumbaOps:
+    for module in ("ops", "matmul"):  # so that there are several chunks
+        monkeypatch.setattr(f"tinyllava.ops.cpu.{module}.CHUNK_NUMBERS", 16)
+    backend: Any = NumbaOps(1)
+    backend.runner.pool = PlainPool()
+    return backend
+
+
+def close(found: Any, truth: Any) -> None:
+    np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_norms(ops: NumbaOps) -> None:
+    x, w, b = floats(3, 5), floats(5), floats(5)
+    close(ops.rms_norm(x, w, 1e-5), TRUTH.rms_norm(x, w, 1e-5))
+    close(ops.layer_norm(x, w, b, 1e-5), TRUTH.layer_norm(x, w, b, 1e-5))
+
+
+@pytest.mark.parametrize("kind", ["gelu_erf", "gelu_tanh", "gelu_quick", "silu"])
+def test_activations(kind: Activation, ops: NumbaOps) -> None:
+    x = np.array([[-100.0, -3.0, -0.5, 0.0, 1.0, 20.0]], np.float32)
+    close(ops.activation(x, kind), TRUTH.activation(x.astype(np.float64), kind))
+
+
+def test_sums_and_swiglu(ops: NumbaOps) -> None:
+    x, y = floats(2, 7), floats(2, 7)
+    np.testing.assert_array_equal(ops.add(x, y), x + y)
+    close(ops.swiglu(x, y), TRUTH.swiglu(x, y))
 
 
 @pytest.mark.parametrize("kind", ["norm", "neox"])
-def test_rope(kind: Any) -> None:
-    x, cos, sin, y = floats(3, 2, 8), floats(3, 3), floats(3, 3), floats(3, 2, 8)
-    run(rowwise.rope, 2, x, cos, sin, y, 3, 2, 8, 3, int(kind == "norm"), 2)
-    np.testing.assert_allclose(y, TRUTH.rope(x, cos, sin, kind), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("n_pairs", [3, 2])  # of heads with 6 features: all of them, and 4
+def test_rope(kind: RopeKind, n_pairs: int, ops: NumbaOps) -> None:
+    x, cos, sin = floats(4, 2, 6), floats(4, n_pairs), floats(4, n_pairs)
+    close(ops.rope(x, cos, sin, kind), TRUTH.rope(x, cos, sin, kind))
 
 
-def test_places() -> None:
-    table, y, place = floats(9, 4), floats(2, 4), np.array([6], np.int64)
-    run(rowwise.slice_at, 2, table, y, 4, place)
-    np.testing.assert_array_equal(y, table[6:8])
+def test_append_kv_in_float32(ops: NumbaOps) -> None:
+    held, rows = tuple(floats(2, 9, 3) for _ in range(2)), tuple(floats(4, 2, 3) for _ in range(2))
+    position = ops.position(9)
+    position.value = 5
+    truth = TRUTH.append_kv(tuple(x.copy() for x in held), rows, position)
+    for found, wanted in zip(ops.append_kv(held, rows, position), truth, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("task, dtype", [(rowwise.keep_floats, np.float32), (rowwise.keep_halves, np.float16)])
-def test_rows_are_kept_where_the_cache_has_their_place(task: Any, dtype: Any) -> None:
-    n, n_head, d, limit, place = 3, 2, 18, 7, np.array([2], np.int64)
-    k, v = floats(n, n_head, d), floats(n, n_head, d)
-    k_cache, v_cache = np.zeros((2, n_head, limit, d), dtype)
-    run(task, 4, k, v, k_cache, v_cache, n, n_head, d, limit, place, 2)
-    for rows, cache in ((k, k_cache), (v, v_cache)):
-        np.testing.assert_array_equal(cache[:, 2:5], rows.transpose(1, 0, 2).astype(dtype))
-        assert not cache[:, :2].any() and not cache[:, 5:].any()
+def test_slice_at() -> None:
+    table, y, position = floats(6, 3), floats(2, 3), np.array([4])
+    for chunk in range(2):
+        arguments = array("q", (table.ctypes.data, y.ctypes.data, 3, position.ctypes.data))
+        unjitted(rowwise.slice_at)(arguments.buffer_info()[0], chunk, 0)
+    np.testing.assert_array_equal(y, table[4:])
+
+
+# ---- the thread pool's bookkeeping, with atomics that are a lock
+
+
+class Shared:
+    """The shared state of a pool of some threads, and the intrinsics on it."""
+
+    def __init__(self, size: int) -> None:
+        self.state = thread_pool.ThreadPool(size).state
+        self.address, self.size = self.state.ctypes.data, size
+        self.lock = threading.Lock()
+        self.done: list[tuple[int, int]] = []  # arguments, chunk
+        self.stand_ins = {
+            "add_atomically": self.add,
+            "read_atomically": lambda address: self.at(address).value,
+            "write_atomically": self.write,
+            "call_task": lambda _address, arguments, chunk, _: self.done.append((arguments, chunk)),
+            "pause": lambda: None,
+        }
+
+    def at(self, address: int) -> Any:
+        return ctypes.c_int64.from_address(address)
+
+    def add(self, address: int, value: int) -> int:
+        with self.lock:
+            before = int(self.at(address).value)
+            self.at(address).value += value
+        return before
+
+    def write(self, address: int, value: int) -> None:
+        self.at(address).value = value
+
+    def call(self, function: Any, *arguments: int) -> Any:
+        return unjitted(function, **self.stand_ins)(self.address, self.size, *arguments)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("n_chunks", [0, 1, 2, 3, 10])
+def test_one_thread_takes_all_chunks_of_all_queues(size: int, n_chunks: int) -> None:
+    shared = Shared(size)
+    shared.state[thread_pool.SLEEPING] = 2
+    assert shared.call(thread_pool.run_task, 1234, n_chunks, 99) == 2
+    assert sorted(shared.done) == [(99, chunk) for chunk in range(n_chunks)]
+    shared.done.clear()
+    assert not shared.call(thread_pool.run_chunks, size - 1) and not shared.done
+
+
+def test_a_worker_leaves_when_told_and_sleeps_without_work() -> None:
+    shared = Shared(2)
+    work = unjitted(thread_pool.work, **shared.stand_ins)
+    work.__globals__["SPINS"] = 3
+    assert work(shared.address, 2, 1) and shared.state[thread_pool.SLEEPING] == 1
+    shared.state[thread_pool.STOP] = 1
+    assert not work(shared.address, 2, 1) and shared.state[thread_pool.SLEEPING] == 0
+
+
+def test_a_list_of_joined_tasks_calls_each_with_its_own_chunks() -> None:
+    class Named(Task):
+        address = 7  # type: ignore[assignment]
+
+    one, shared = Named(lambda *_: None), Shared(1)
+    tasks = thread_pool.TaskList([[(one, 2, (11,)), (one, 0, (12,)), (one, 3, (13,))], [(one, 1, (14,))]])
+    run_calls = unjitted(thread_pool.run_calls, **shared.stand_ins)
+    address, n_chunks, arguments = (int(n) for n in tasks.arrays[-1][:3])
+    assert address == thread_pool.run_calls.address and n_chunks == 5 and tasks.n_tasks == 2
+    for chunk in range(n_chunks):
+        run_calls(arguments, chunk, 0)
+    found = [(shared.at(where).value, chunk) for where, chunk in shared.done]
+    assert found == [(11, 0), (11, 1), (13, 0), (13, 1), (13, 2)]
+    shared.done.clear()
+    assert shared.call(thread_pool.run_table, tasks.address, tasks.n_tasks) == 0
+    assert len(shared.done) == 6 and shared.at(shared.done[-1][0]).value == 14

@@ -1,4 +1,4 @@
-"""Memory that is used again must not be in use."""
+"""The pool of buffers: a buffer is used again only when no array refers to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_free_buffer_is_used_again_and_a_held_one_is_not() -> None:
     assert address(buffers.empty(2, N)) == where
 
 
-def test_free_buffers_are_let_go_when_there_are_too_many() -> None:
+def test_free_buffers_are_released_when_there_are_too_many() -> None:
     buffers = BufferPool(keep_bytes=16 * SMALL_BYTES)
     held = buffers.empty(N)
     buffers.empty(4 * N)

@@ -32,7 +32,6 @@ from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row
 Q_BLOCK = 144  # queries of a block, at most: a multiple of NR_F32 and of 16
 K_BLOCK = 64  # keys of a block
 KV_BLOCK = 16  # the same where there is one query
-COLUMNS = MR  # that the micro-kernel computes at a time
 
 
 @kernel
@@ -74,7 +73,7 @@ def round_up(n: int, unit: int) -> int:
 @kernel
 def block_scratch(d: int) -> int:
     """The size of a thread's scratch for heads of d features, in float32: block_arrays."""
-    return (2 * Q_BLOCK + 2 * K_BLOCK + LANES) * round_up(d, COLUMNS) + Q_BLOCK * (K_BLOCK + 2)
+    return (2 * Q_BLOCK + 2 * K_BLOCK + LANES) * round_up(d, MR) + Q_BLOCK * (K_BLOCK + 2)
 
 
 @kernel
@@ -106,7 +105,7 @@ def attend_block(args: int, chunk: int, thread_id: int) -> None:
     end = m - n + first + n_queries if causal else m  # of the keys that the block's last query sees
     to_first = (first * n_head + head) * d * 4  # bytes from q, or y, to the block's first query
     at = scratch + thread_id * scratch_size
-    queries, o, keys, values, rows, scores, largest, sums = block_arrays(at, round_up(d, COLUMNS))
+    queries, o, keys, values, rows, scores, largest, sums = block_arrays(at, round_up(d, MR))
     for t in range(Q_BLOCK):
         copy_row(q + to_first + t * n_head * d * 4, False, d if t < n_queries else 0, queries[t], scale)
         copy_row(0, False, 0, o[t], one)
@@ -150,7 +149,7 @@ def score_block(q, k, scores, n_queries, n_keys, seen) -> None:  # type: ignore[
     for t in range(0, n_queries, NR_F32):
         for j in range(NR_F32):
             scores[t + j] = np.float32(0.0)
-        for first in range(0, visible(seen, t + NR_F32 - 1, n_keys), COLUMNS):
+        for first in range(0, visible(seen, t + NR_F32 - 1, n_keys), MR):
             keys, to = k.ctypes.data + first * width * 4, scores.ctypes.data + 4 * (t * K_BLOCK + first)
             microkernel_f32(keys, 64, width * 64, q.ctypes.data + 4 * t * width, 4 * width, to, 4 * K_BLOCK, width)
 
@@ -177,7 +176,7 @@ def mix_block(scores, v, o, n_queries, n_keys, seen) -> None:  # type: ignore[no
     width = v.shape[1]
     for t in range(0, n_queries, NR_F32):
         n = visible(seen, t + NR_F32 - 1, n_keys)
-        for i in range(0, width if n > 0 else 0, COLUMNS):
+        for i in range(0, width if n > 0 else 0, MR):
             x, y = scores.ctypes.data + 4 * t * K_BLOCK, o.ctypes.data + 4 * (t * width + i)
             microkernel_f32(v.ctypes.data + 4 * i, 4 * width, 4 * LANES, x, 4 * K_BLOCK, y, 4 * width, n)
 

@@ -187,8 +187,8 @@ class NumbaOps(NumpyOps):
         y, (n, n_head, d) = self.runner.empty(*x.shape), x.shape
         step, at = max(1, CHUNK_NUMBERS // (n_head * d)), self.runner.address
         self.runner.run(
-            rowwise.rope, -(-n // step), at(x), at(cos), at(sin), at(y),
-            n, n_head, d, cos.shape[-1], int(kind == "norm"), step,
+            rowwise.ROPE[kind], -(-n // step), at(x), at(cos), at(sin), at(y),
+            n, n_head, d, cos.shape[-1], step,
         )  # fmt: skip
         return y
 

@@ -208,28 +208,34 @@ def copy_floats(x: int, y: int, n: int) -> None:
 
 
 @kernel
-def rotate(pairs: Any, result: Any, cos: Any, sin: Any) -> None:
-    """Pairs (n, 2) of one head, each rotated by its angle."""
-    for i in range(cos.shape[0]):
-        result[i, 0] = pairs[i, 0] * cos[i] - pairs[i, 1] * sin[i]
-        result[i, 1] = pairs[i, 0] * sin[i] + pairs[i, 1] * cos[i]
+def adjacent_pairs(x: int, n: int) -> Any:
+    """Features 2 i and 2 i + 1 of the head at address x, as (n, 2)."""
+    return floats_at(x, n, 2)
 
 
-@task
+@kernel
+def split_pairs(x: int, n: int) -> Any:
+    """Features i and n + i, as (n, 2)."""
+    return floats_at(x, 2, n).T
+
+
+PAIRS = adjacent_pairs  # of the loop below; a copy of it has split_pairs
+
+
 def rope(args: int, chunk: int, _thread_id: int) -> None:
-    """y = x (n, n_head, d) with the first n_pairs pairs of each head rotated; cos and sin (n, n_pairs).
-
-    A pair is two features side by side, or, if not ``adjacent``, feature i and feature n_pairs + i.
-    """
-    x, cos, sin, y, n, n_head, d, n_pairs, adjacent, rows = arguments_at(args, 10)
+    """y = x (n, n_head, d) with n_pairs pairs of each head rotated; cos and sin of the angles are (n, n_pairs)."""
+    x, cos, sin, y, n, n_head, d, n_pairs, rows = arguments_at(args, 9)
     for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
         c, s = row_at(cos + 4 * t * n_pairs, n_pairs), row_at(sin + 4 * t * n_pairs, n_pairs)
         for at in range(4 * t * n_head * d, 4 * (t + 1) * n_head * d, 4 * d):
-            if adjacent:
-                rotate(floats_at(x + at, n_pairs, 2), floats_at(y + at, n_pairs, 2), c, s)
-            else:
-                rotate(floats_at(x + at, 2, n_pairs).T, floats_at(y + at, 2, n_pairs).T, c, s)
+            pairs, rotated = PAIRS(x + at, n_pairs), PAIRS(y + at, n_pairs)
+            for i in range(n_pairs):
+                rotated[i, 0] = pairs[i, 0] * c[i] - pairs[i, 1] * s[i]
+                rotated[i, 1] = pairs[i, 0] * s[i] + pairs[i, 1] * c[i]
             copy_floats(x + at + 8 * n_pairs, y + at + 8 * n_pairs, d - 2 * n_pairs)
+
+
+ROPE = {"norm": task(rope), "neox": task(specialize(rope, "rope_neox", PAIRS=split_pairs))}
 
 
 # ---- the KV cache, and tables by position: the position's value stands at an address (capture.py)

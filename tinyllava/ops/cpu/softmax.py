@@ -22,7 +22,7 @@ from tinyllava.ops.cpu.simd.intrinsics import (
     put_floats,
     times,
 )
-from tinyllava.ops.cpu.simd.llvm import FLOATS, INTS, call, constant, emit_fused, instruction, splat
+from tinyllava.ops.cpu.simd.llvm import FLOATS, INTS, call, constant, emit_fused, instruction
 from tinyllava.ops.cpu.simd.reduce import (
     fold_each,
     larger,
@@ -54,12 +54,6 @@ def emit_exp(builder: Any, x: Any) -> Any:
     exponent = builder.add(builder.fptosi(n, INTS), constant(INTS, 127))
     y = builder.fmul(y, builder.bitcast(builder.shl(exponent, constant(INTS, 23)), FLOATS))
     return builder.select(builder.fcmp_ordered("<", x, constant(FLOATS, LEAST)), constant(FLOATS, 0.0), y)
-
-
-@instruction("v:vf")
-def exp_minus(builder: Any, v: Any, largest: Any) -> Any:
-    """e^(v - largest) of 16 numbers that are not larger than ``largest``."""
-    return emit_exp(builder, builder.fsub(v, splat(builder, largest)))
 
 
 @instruction("v:vv")
@@ -95,7 +89,7 @@ def exponentials(row: int, n: int, largest: float) -> Any:
     """x becomes e^(x - largest) in a row of n numbers. Returns a vector whose lanes add up to their sum."""
     sums = no_floats()
     for i in range(0, n, 16):
-        powers = exp_minus(load_floats(row + 4 * i), largest)
+        powers = exp_difference(load_floats(row + 4 * i), everywhere(largest))
         put_floats(row + 4 * i, powers)
         sums = add(sums, powers)
     return sums

@@ -14,7 +14,7 @@ Threads communicate through the shared state, an array of int64. Numbers that di
 time stand on cache lines of their own (8 numbers):
 
     [ 0]  CHUNKS_DONE       of the current task
-    [ 8]  SLEEPING          how many workers wait for the semaphore ``wake``
+    [ 8]  SLEEPING          how many workers have not begun, or wait for the semaphore ``wake``
     [16]  STOP              1: the workers are to return
     [24]  TASK              address of the current task's compiled function
     [25]  TASK_ARGUMENTS    address of its arguments
@@ -49,7 +49,6 @@ from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction, load
 CHUNKS_DONE, SLEEPING, STOP, TASK, TASK_ARGUMENTS, QUEUES = 0, 8, 16, 24, 25, 32
 CHUNK_BITS = 32  # of a queue: the next chunk; the bits above are the end
 CHUNK_MASK = (1 << CHUNK_BITS) - 1
-MAX_ARGUMENTS = 24
 SPINS = 200_000  # pauses before a worker goes to sleep: about a quarter of a second on Zen 4
 
 
@@ -131,12 +130,6 @@ def int64_at(builder: Any, address: Any) -> Any:
 
 
 @kernel
-def numbers_at(address: int) -> Any:
-    """A task's arguments as an array."""
-    return carray(_pointer(address), (MAX_ARGUMENTS,), np.int64)
-
-
-@kernel
 def floats_at(address: int, rows: int, columns: int) -> Any:
     """The contiguous float32 (rows, columns) at an address."""
     return carray(_pointer(address), (rows, columns), np.float32)
@@ -210,7 +203,8 @@ def run_table(state: int, size: int, table: int, n_tasks: int) -> int:
 
 @kernel
 def work(state: int, size: int, thread_id: int) -> bool:
-    """Other threads: run chunks until none has come for a while (then True) or until STOP (False)."""
+    """A worker is awake: it runs chunks until none has come for a while (then True) or until STOP (False)."""
+    add_atomically(state + 8 * SLEEPING, -1)
     idle = 0
     while idle < SPINS:
         if run_chunks(state, size, thread_id):
@@ -222,12 +216,6 @@ def work(state: int, size: int, thread_id: int) -> bool:
             idle += 1
     add_atomically(state + 8 * SLEEPING, 1)
     return True
-
-
-@kernel
-def no_longer_sleeping(state: int) -> None:
-    """A worker has been woken."""
-    add_atomically(state + 8 * SLEEPING, -1)
 
 
 @task
@@ -283,6 +271,7 @@ class ThreadPool:
         self.size = size
         memory = np.zeros(QUEUES + 8 * size + 8, np.int64)
         self.state = memory[-memory.ctypes.data // 8 % 8 :]  # from the start of a cache line
+        self.state[SLEEPING] = size - 1
         self.address = self.state.ctypes.data
         self.wake = threading.Semaphore(0)
         self._lock = threading.Lock()
@@ -330,7 +319,6 @@ def _worker(state: Any, size: int, thread_id: int, wake: threading.Semaphore) ->
     """What a worker's thread runs. It holds the state, whose memory must outlive the pool."""
     while work(state.ctypes.data, size, thread_id):
         wake.acquire()
-        no_longer_sleeping(state.ctypes.data)
 
 
 def _stop(state: Any, size: int, wake: threading.Semaphore) -> None:
