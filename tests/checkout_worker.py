@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,16 @@ def model_items(settings: Found, model: str, seen: list[np.ndarray]) -> Found:
     return items | answer(llava, "token " * 8, [], N_STEPS + 1, seen)  # the first token comes out of the prompt
 
 
+@cache
+def template_tokens(llava: Any) -> int:
+    """How many tokens stand around a question: "x" is one token in a vocabulary of bytes."""
+    return int(llava.generate("x", max_tokens=1).prompt_tokens) - 1
+
+
 def talk(llava: Any, n_prompt: int, n_answer: int) -> Found:
     """Seconds for a prompt of n_prompt tokens, and for n_answer steps after it."""
-    template = llava.generate("x", max_tokens=1).prompt_tokens - 1  # "x" is one token in a vocabulary of bytes
-    result = llava.generate("x" * (n_prompt - template), max_tokens=n_answer + 1, sampling=GREEDY)
+    prompt = "x" * (n_prompt - template_tokens(llava))
+    result = llava.generate(prompt, max_tokens=n_answer + 1, sampling=GREEDY)
     assert (result.prompt_tokens, len(result.tokens)) == (n_prompt, n_answer + 1), result
     return {"prompt": result.timings["prefill_s"], "answer": result.timings["decode_s"]}
 

@@ -42,8 +42,11 @@ WORKER = Path(__file__).with_name("checkout_worker.py")
 PROFILES = ("llava", "hf", "llava-cli", "mtmd")
 FORMATS = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
 TINY = Shape(256, 2, 4, 2, 512, 512)
+MANY = {"n_prompt": 512, "n_answer": 32}
+FEW = {"n_prompt": 300, "n_answer": 4}  # Vicuna's template alone is some 200 bytes, each a token here
 SIDES = ("before", "after", "before again")
 ALLOWED = 0.02  # the share of time that AFTER may take more, beside the spread
+WARM_TURNS = 2  # before the clock runs: pages are there then, and the encoder is captured
 FIRST_TURNS = 2  # a first run compiles: it takes long, and varies less than what comes after it
 Times = dict[str, list[float]]  # side -> seconds of each turn
 
@@ -226,7 +229,7 @@ def compare_times(asked: argparse.Namespace) -> bool:
     print(f"{'':<30}{'before, s':>10}{'after, s':>10}{'ratio':>8}{'spread':>8}")
     for backend in (name for name in asked.backend if name != "numpy"):
         settings = {"backend": backend, "threads": asked.threads}
-        talks = {"n_prompt": 512, "n_answer": 32} if not asked.tiny else {"n_prompt": 80, "n_answer": 4}
+        talks = FEW if asked.tiny else MANY
         for ftype in asked.formats:
             loaded = {"model": files.model(ftype), "mmproj": None, **settings}
             fast &= tell(f"{backend} {ftype}", turns(asked, loaded, "talk", **talks))
@@ -247,22 +250,18 @@ def turns(asked: argparse.Namespace, loaded: dict[str, Any], do: str, **request:
         caches["before again"] = caches["before"]
         for side in SIDES[:2]:
             with Worker(checkout_of(asked, side), caches[side]) as worker:
-                warm_up(worker, loaded, do, **request)
+                worker.ask("open", **loaded)
+                worker.ask(do, **request)  # fills the cache
         workers = {side: stack.enter_context(Worker(checkout_of(asked, side), caches[side])) for side in SIDES}
         for worker in workers.values():
-            warm_up(worker, loaded, do, **request)
+            worker.ask("open", **loaded)
+            for _ in range(WARM_TURNS):
+                worker.ask(do, **request)
         for turn in range(asked.repeat):
             for side in in_turn(turn):
                 for what, seconds in workers[side].ask(do, **request).items():
                     found.setdefault(what, {}).setdefault(side, []).append(seconds)
     return found
-
-
-def warm_up(worker: Worker, loaded: dict[str, Any], do: str, **request: Any) -> None:
-    """Load, and do the work twice: then kernels are compiled, pages are there, and the encoder is captured."""
-    worker.ask("open", **loaded)
-    for _ in range(2):
-        worker.ask(do, **request)
 
 
 def in_turn(turn: int) -> Sequence[str]:
@@ -298,7 +297,7 @@ def first_answer(checkout: Path, cache: Path, loaded: dict[str, Any]) -> None:
     """A prompt and an answer."""
     with Worker(checkout, cache) as worker:
         worker.ask("open", **loaded)
-        worker.ask("talk", n_prompt=80, n_answer=4)
+        worker.ask("talk", **FEW)
 
 
 def tell(name: str, found: dict[str, Times]) -> bool:
