@@ -25,14 +25,14 @@ class Looker:
     def __init__(self, backend: str = "auto") -> None:
         self.llava = tinyllava.load(backend=backend)
         seen: dict[bytes, Any] = {}
-        encode = self.llava.encode_pixels
+        encode = self.llava.vision_model.encode
 
         def encode_once(rgb: Any, *rest: Any) -> Any:
             if rgb.tobytes() not in seen:
                 seen[rgb.tobytes()] = encode(rgb, *rest)
             return seen[rgb.tobytes()]
 
-        self.llava.encode_pixels = encode_once  # type: ignore[method-assign]
+        self.llava.vision_model.encode = encode_once  # type: ignore[method-assign]
 
     def ask(self, picture: Any, question: str, **settings: Any) -> str:
         return self.llava.generate(question, [picture], max_tokens=100, **settings).text

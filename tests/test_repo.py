@@ -26,7 +26,7 @@ LAYERS = [
     {"tinyllava.commands", "tinyllava.cli", "tinyllava.__main__"},
 ]
 # What looks upwards on purpose, from inside a function: a method that stands for a module of a higher layer.
-TRACING = "tinyllava.study.tracing"
+TRACING = "tinyllava.study.trace"
 UPWARD = {"tinyllava.llava": {TRACING, f"{TRACING}.trace", f"{TRACING}.Trace"}}
 RANK = {prefix: i for i, layer in enumerate(LAYERS) for prefix in layer}
 MAX_FILE_LINES = 400

@@ -20,7 +20,8 @@ from tinyllava.language.llama import embed, forward, load_llama, unembed
 from tinyllava.ops.gpu.ops import CupyOps
 from tinyllava.ops.gpu.weights import DeviceMatrix
 from tinyllava.profile import LLAVA
-from tinyllava.vision.clip import VisionConfig, encode_tile, load_vision
+from tinyllava.vision.clip import load_vision, tile_features
+from tinyllava.vision.config import VisionConfig
 from tinyllava.vision.projector import load_projector, project
 
 WARM_UP, REPEAT = 3, 10
@@ -112,7 +113,7 @@ class Eye:
         self.look = self.ops.capture(self.read)
 
     def read(self, pixels: Any) -> Any:
-        x = encode_tile(pixels, self.weights, self.config, self.ops)
+        x = tile_features(pixels, self.weights, self.config, self.ops)
         return project(x, self.projector, self.ops)
 
     def embeddings(self, pixels: np.ndarray) -> np.ndarray:

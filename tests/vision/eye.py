@@ -12,9 +12,9 @@ from tinyllava.files.gguf import GGUFFile
 from tinyllava.ops import Ops
 from tinyllava.ops.select import select
 from tinyllava.profile import LLAVA, Profile
-from tinyllava.trace import NULL, Tap
+from tinyllava.tap import NULL, Tap
 from tinyllava.vision.anyres import make_tiles, merge, plan_picture
-from tinyllava.vision.clip import VisionConfig, VisionWeights, encode_tile, load_vision
+from tinyllava.vision.clip import VisionConfig, VisionWeights, load_vision, tile_features
 from tinyllava.vision.image import Pixels, size_of
 from tinyllava.vision.projector import ProjectorWeights, load_projector, project
 
@@ -43,6 +43,6 @@ def see(rgb: Pixels, eye: Eye, tap: Tap = NULL) -> np.ndarray[Any, Any]:
     plan = plan_picture(size_of(rgb), eye.config, eye.profile)
     features = []
     for tile in make_tiles(rgb, plan, eye.config, eye.profile):
-        x = encode_tile(tile, eye.weights, eye.config, eye.ops, tap.at("vit"))
+        x = tile_features(tile, eye.weights, eye.config, eye.ops, tap.at("vit"))
         features.append(project(x, eye.projector, eye.ops, tap.at("mm")))
     return merge(np.stack(features), plan, eye.projector.image_newline)

@@ -16,9 +16,9 @@ from tests.vision.eye import Eye, Write, load_eye, see
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.ops.select import select
-from tinyllava.trace import Recorder
+from tinyllava.tap import Recorder
 from tinyllava.vision.anyres import make_tiles, plan_picture
-from tinyllava.vision.clip import VISION_TAPS, encode_tile, split_patches
+from tinyllava.vision.clip import VISION_TAPS, split_patches, tile_features
 from tinyllava.vision.image import size_of
 from tinyllava.vision.projector import PROJECTOR_TAPS
 from tinyllava.weights import evaluate
@@ -68,7 +68,7 @@ def test_pixels_are_the_originals_to_the_last_bit(case: str, files: dict[str, GG
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_each_block_gives_what_transformers_gives(name: str, dtype: str, files: dict[str, GGUFFile]) -> None:
     eye, tap = load_eye(files[name], select("numpy", dtype=dtype)), Recorder()
-    features = encode_tile(HF["pixels"][0], eye.weights, eye.config, eye.ops, tap)
+    features = tile_features(HF["pixels"][0], eye.weights, eye.config, eye.ops, tap)
     states = [tap["pre_ln"], *(tap[f"blk.{i}.l_out"] for i in range(eye.config.n_block))]
     assert features.dtype == dtype
     for found, wanted in zip(states, HF[f"{name}.hidden"], strict=True):
@@ -122,7 +122,7 @@ def test_feature_layer_chooses_a_hidden_state(write: Write) -> None:
         keys = {"clip.vision.feature_layer": [layer], "clip.vision.block_count": max(layer, 1)}
         eye = load_eye(write(VISION["clip_15"], keys))
         assert len(eye.weights.blocks) == layer
-        features = encode_tile(HF["pixels"][0], eye.weights, eye.config, eye.ops)
+        features = tile_features(HF["pixels"][0], eye.weights, eye.config, eye.ops)
         assert error(features, HF["clip_15.hidden"][layer][1:]) < 2e-6
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tinyllava.errors import ContextError
-
-if TYPE_CHECKING:
-    from tinyllava.language.config import LlamaConfig
-    from tinyllava.ops import Array, Ops
+from tinyllava.language.config import LlamaConfig
+from tinyllava.ops import Array, Ops
 
 
 class KVCache:
@@ -23,12 +19,12 @@ class KVCache:
 
     def __init__(self, config: LlamaConfig, n_ctx: int, ops: Ops) -> None:
         shape = (config.n_head_kv, n_ctx, config.head_dim)
-        self.layers = [ops.layer(i) for i in range(config.n_layer)]  # who computes and holds each layer
+        self.layers = [ops.layer(i) for i in range(config.n_layer)]  # the backend that computes and holds each
         self.k: list[Array] = [here.cache(shape) for here in self.layers]
         self.v: list[Array] = [here.cache(shape) for here in self.layers]
-        self.angles: tuple[Array, Array] | None = None  # RoPE's, of all n_ctx positions, once they are known
+        self.angles: dict[Ops, tuple[Array, Array]] = {}  # of RoPE: cos and sin (n_ctx, n_pair) by backend
         self.n_ctx = n_ctx
-        self.positions = {here: here.position(n_ctx) for here in (ops, *self.layers)}
+        self.positions = {here: here.position(n_ctx) for here in (ops, *self.layers)}  # one count a backend
         self._position = self.positions[ops]
 
     @property

@@ -48,8 +48,10 @@ class Ops(Protocol):
     threads: int
     batch: int  # tokens of a prompt that are best read at once
 
-    # Who computes block i of the language model: itself, unless two backends share the model (split.py).
+    # The backend of the language model's block i, and x as its array (None: for what comes after the blocks).
+    # They are this backend itself and x as it is, unless two backends share a model (split.py).
     def layer(self, i: int) -> Ops: ...
+    def to_layer(self, i: int | None, x: Array) -> Array: ...
 
     # Between the file, NumPy and the backend.
     def matrix(self, tensor: Tensor) -> Matrix: ...
@@ -84,8 +86,3 @@ class Ops(Protocol):
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array: ...
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array: ...
     def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array: ...
-
-
-def hand_over(giver: Ops, taker: Ops, *arrays: Array) -> list[Array]:
-    """Arrays of one backend as another's, by way of NumPy; the same arrays if the two are one."""
-    return list(arrays) if giver is taker else [taker.array(giver.numpy(x)) for x in arrays]

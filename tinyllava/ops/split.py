@@ -30,6 +30,11 @@ def split(host: Ops, device: Ops, *, n_layer: int, n_device: int) -> Ops:
     return cast("Ops", Split(host, device, n_layer - n_device))  # its other operations: __getattr__
 
 
+def hand_over(giver: Ops, taker: Ops, x: Array) -> Array:
+    """An array of one backend as the other's, by way of NumPy; the same array if the two are one."""
+    return x if giver is taker else taker.array(giver.numpy(x))
+
+
 class Split:
     """The host's operations, but for the blocks from ``first`` on the device's."""
 
@@ -42,6 +47,11 @@ class Split:
     def layer(self, i: int) -> Ops:
         """The backend of block ``i``."""
         return self.device if i >= self.first else self.host
+
+    def to_layer(self, i: int | None, x: Array) -> Array:
+        """An array of either backend as one of block ``i``'s backend; None: the host's, for what is outside blocks."""
+        giver = self.host if type(x) is np.ndarray else self.device
+        return hand_over(giver, self.host if i is None else self.layer(i), x)
 
     def numpy(self, values: Array) -> Array:
         """An array of either backend in NumPy, so that a tap need not know who made it."""

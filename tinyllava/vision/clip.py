@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava.trace import NULL, Tap
+from tinyllava.tap import NULL, Tap
 from tinyllava.vision.config import VisionConfig
 from tinyllava.weights import array, load_weights, matrix, vector
 
 if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
     from tinyllava.ops import Array, Matrix, Ops
-
-__all__ = ["VISION_TAPS", "VisionConfig", "VisionWeights", "encode_tile", "load_vision"]
 
 # Where the forward pass can be watched, with the shape seen there; the caller's prefix ("vit.") comes before.
 VISION_TAPS = {
@@ -100,7 +98,7 @@ def load_vision(file: GGUFFile, config: VisionConfig, ops: Ops) -> VisionWeights
     return load_weights(VisionWeights, file, config, ops, blocks=blocks)
 
 
-def encode_tile(
+def tile_features(
     pixels: npt.NDArray[Any], weights: VisionWeights, config: VisionConfig, ops: Ops, tap: Tap = NULL
 ) -> Array:
     """One tile's features: normalised pixels (3, image_px, image_px) -> (n_patches, n_embd), row by row."""
