@@ -25,7 +25,7 @@ from tinyllava.profile import Profile
 from tinyllava.progress import Progress, no_progress
 from tinyllava.tap import NULL, Tap
 from tinyllava.text import prompt as prompts
-from tinyllava.text.prompt import ImageSlot, StopScanner, Template
+from tinyllava.text.prompt import ImageSlot, Part, StopScanner, Template
 from tinyllava.text.sampling import Sampler, Sampling
 from tinyllava.text.tokenizer import TextStream
 from tinyllava.vision.anyres import PicturePlan
@@ -101,22 +101,17 @@ def make_plan(
     """
     if max_tokens == 0:
         raise UsageError("max_tokens", "0", wanted="1 or more, or below 0 for all that fits")
-    images = picture_list(images)
     chosen, reason = _template(language, profile, template)
+    parts, sources = _parts(prompt, picture_list(images), chosen)
     if prompts.is_full_prompt(prompt):
-        parts, sources = prompts.place_pictures(prompts.parse_full_prompt(prompt), images)
-        name, reason = "none", "the prompt says itself where its pictures go"
+        template, reason = "none", "the prompt says itself where its pictures go"
     else:
-        question, inline = prompts.take_pictures(prompt)
-        if not question.strip():
-            raise UsageError("prompt", "empty", wanted="a question", hint="Give one with -p")
-        sources = [*images, *inline]
-        parts, name = prompts.build(chosen, question, len(sources)), chosen.name
+        template = chosen.name
     pixels = tuple(decode(source, profile.exif) for source in sources)
     pictures = tuple(loaded(vision).plan(rgb) for rgb in pixels)
     plan = Plan(
         family=f"LLaVA-{pictures[0].kind}" if pictures else "text",
-        template=name,
+        template=template,
         template_reason=reason,
         stop_texts=profile.stop_texts,
         parts=tuple(prompts.encode_prompt(parts, language.tokenizer, profile.space_prefix)),
@@ -133,6 +128,17 @@ def picture_list(images: Source | Sequence[Source]) -> list[Source]:
     if isinstance(images, str | bytes | Path) or hasattr(images, "convert"):
         return [cast("Source", images)]
     return list(images)
+
+
+def _parts(prompt: str, images: list[Source], template: Template) -> tuple[list[Part], Sequence[Source]]:
+    """The prompt's text with the places of its pictures, and the pictures: those given and those in the text."""
+    if prompts.is_full_prompt(prompt):
+        return prompts.place_pictures(prompts.parse_full_prompt(prompt), images)
+    question, inline = prompts.take_pictures(prompt)
+    if not question.strip():
+        raise UsageError("prompt", "empty", wanted="a question", hint="Give one with -p")
+    sources = [*images, *inline]
+    return prompts.build(template, question, len(sources)), sources
 
 
 def loaded(vision: VisionModel | None) -> VisionModel:

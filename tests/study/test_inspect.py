@@ -10,7 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
+from tinyllava.errors import ModelError
 from tinyllava.files import open_gguf
+from tinyllava.language.config import read_config
 from tinyllava.study.inspect import (
     LANGUAGE_MODEL,
     MMPROJ,
@@ -18,9 +20,9 @@ from tinyllava.study.inspect import (
     VOCABULARY,
     describe,
     format_report,
-    projector_kind,
     verdict,
 )
+from tinyllava.vision.config import projector_kind
 
 LLAMA = {"general.architecture": "llama"}
 CLIP = {"general.architecture": "clip"}
@@ -77,6 +79,8 @@ def test_tensors_outvote_the_key_that_old_converters_always_write() -> None:
 def model(tmp_path: Path) -> Path:
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    for key in ("block_count", "attention.head_count", "feed_forward_length"):
+        writer.add_uint32(f"llama.{key}", 1)
     writer.add_float32("x.nan", float("nan"))
     writer.add_bool("x.yes", True)
     writer.add_string("x.evil", "one\x1b[2J\ntwo")
@@ -113,6 +117,25 @@ def test_description_is_plain_data_with_long_arrays_summarised(model: Path) -> N
     assert found["metadata"]["x.short"] == [0.25, "inf"]
     assert found["metadata"]["x.nan"] == "nan"
     assert len(found["metadata"]["x.long"]) == 1000
+
+
+def test_the_loaders_reader_has_the_last_word(tmp_path: Path) -> None:
+    """A file whose names are those of a model, without the numbers that a model needs."""
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_uint32("llama.attention.head_count", 3)
+    writer.add_uint32("llama.attention.head_count_kv", 2)
+    writer.add_tensor("token_embd.weight", np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = open_gguf(tmp_path / "a.gguf")
+    assert verdict(file.metadata, file.tensors).runnable
+    found = describe(file)
+    with pytest.raises(ModelError, match="3 heads on 2 kv heads"):
+        read_config(file)
+    assert (found["kind"], found["runnable"]) == (LANGUAGE_MODEL, False)
+    assert found["reason"] == "3 heads on 2 kv heads, but tinyllava needs a multiple"
 
 
 def test_report_is_text_that_a_terminal_can_show(model: Path) -> None:

@@ -49,7 +49,7 @@ class Split:
         return self.device if i >= self.first else self.host
 
     def to_layer(self, i: int | None, x: Array) -> Array:
-        """An array of either backend as one of block ``i``'s backend; None: the host's, for what is outside blocks."""
+        """An array of either backend as one of block ``i``'s backend, or of the host's if ``i`` is None."""
         giver = self.host if type(x) is np.ndarray else self.device
         return hand_over(giver, self.host if i is None else self.layer(i), x)
 

@@ -13,25 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile, Tensor, n_parameters
+from tinyllava.language.config import ROPE_KINDS, is_mixture, read_config
+from tinyllava.vision.config import PROJECTORS, VisionConfig, any_begins, projector_kind
 
 LANGUAGE_MODEL = "language model"
 MMPROJ = "image encoder and projector"
 VOCABULARY = "vocabulary only"
 OTHER = "something else"
-
-ARCHITECTURES = ("llama", "qwen2")  # those whose forward pass is in tinyllava.language
-PROJECTORS = ("mlp", "linear")  # those in tinyllava.vision.projector
-# A tensor that only one kind of projector has, and the kind. The first match counts.
-PROJECTOR_SIGNS = (
-    ("mm.model.mb_block.", "ldp"),  # MobileVLM
-    ("mm.model.peg.", "ldpv2"),  # MobileVLM V2
-    ("resampler.", "resampler"),  # MiniCPM-V
-    ("mm.3.weight", "mlp_norm"),  # Yi-VL: Linear, LayerNorm, GELU, Linear, LayerNorm
-    ("mm.2.weight", "mlp"),  # LLaVA-1.5 and 1.6
-    ("mm.0.weight", "linear"),
-    ("mm.weight", "linear"),  # LLaVA of April 2023
-)
 
 N_SHOWN = 4  # elements of a long array
 LONG_ARRAY = 16  # elements
@@ -49,15 +39,15 @@ class Verdict(NamedTuple):
 def verdict(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> Verdict:
     """What a GGUF file is, and whether tinyllava runs it, from its metadata and the names of its tensors.
 
-    Decides by name only. A file that is found runnable may still lack a tensor or have one of a wrong shape;
-    loading it says so.
+    Decides by name only; :func:`describe` reads the configuration, too. A file that is found runnable may still
+    lack a tensor or have one of a wrong shape; loading it says so.
     """
     architecture = str(metadata.get("general.architecture", ""))
     role = str(metadata.get("general.type", ""))
     if role in ("adapter", "imatrix"):
         name = "a LoRA adapter" if role == "adapter" else "an importance matrix for quantization"
         return Verdict(OTHER, False, f"This is {name}, not a model")
-    if architecture == "clip" or _any(tensor_names, "v.", "mm.", "resampler."):
+    if architecture == "clip" or any_begins(tensor_names, "v.", "mm.", "resampler."):
         return _mmproj(metadata, tensor_names)
     n_parts = metadata.get("split.count", 1)
     if isinstance(n_parts, int) and n_parts > 1:
@@ -72,19 +62,20 @@ def verdict(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> Verdi
 
 
 def _language_model(architecture: str, metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
-    known = " and ".join(ARCHITECTURES)
-    if architecture not in ARCHITECTURES:
+    known = " and ".join(ROPE_KINDS)
+    if architecture not in ROPE_KINDS:
         named = f"architecture {architecture!r}" if architecture else "no general.architecture"
         return Verdict(LANGUAGE_MODEL, False, f"A language model of {named}; tinyllava runs {known}")
-    if metadata.get(f"{architecture}.expert_count", 0) or any("_exps." in name for name in names):
+    if is_mixture(metadata, names):
         reason = f"A mixture of experts of architecture {architecture}; tinyllava runs dense models only"
         return Verdict(LANGUAGE_MODEL, False, reason)
     return Verdict(LANGUAGE_MODEL, True, f"A language model of architecture {architecture}: give it as -m")
 
 
 def _mmproj(metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
-    if not _any(names, "v."):
-        part = "a text encoder" if _any(names, "t.") else "an audio encoder" if _any(names, "a.") else ""
+    if not any_begins(names, "v."):
+        others = {"t.": "a text encoder", "a.": "an audio encoder"}
+        part = next((named for prefix, named in others.items() if any_begins(names, prefix)), "")
         what = f"It holds {part}, and" if part else "It holds"
         return Verdict(MMPROJ, False, f"{what} no image encoder (no tensors v.*)")
     projector = projector_kind(metadata, names)
@@ -96,26 +87,24 @@ def _mmproj(metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
     if "v.class_embd" not in names:
         reason = "An image encoder without v.class_embd, so SigLIP or another than CLIP; tinyllava runs CLIP"
         return Verdict(MMPROJ, False, reason)
-    if _any(names, "v.blk.0.attn_qkv."):
+    if any_begins(names, "v.blk.0.attn_qkv."):
         reason = "An image encoder with fused tensors attn_qkv; tinyllava runs attn_q, attn_k and attn_v apart"
         return Verdict(MMPROJ, False, reason)
     return Verdict(MMPROJ, True, f"A CLIP image encoder with a projector {projector!r}: give it as --mmproj")
 
 
-def projector_kind(metadata: Mapping[str, Any], names: Collection[str]) -> str:
-    """The projector's name in llama.cpp, e.g. "mlp"; "" if there is none, "unknown" if nothing names it.
-
-    The tensors have the last word over a key that says "mlp": the 2023 converter writes that into every file,
-    and files of before have no such key.
-    """
-    said = str(metadata.get("clip.projector_type") or metadata.get("clip.vision.projector_type") or "")
-    other = "unknown" if _any(names, "mm.") else ""
-    seen = next((kind for sign, kind in PROJECTOR_SIGNS if _any(names, sign)), other)
-    return seen if said in ("", "mlp", "linear") else said
-
-
-def _any(names: Collection[str], *prefixes: str) -> bool:
-    return any(name.startswith(prefixes) for name in names)
+def read_as_loaders_do(file: GGUFFile, found: Verdict) -> Verdict:
+    """The verdict, once the loaders' own reader of the configuration has read a file that looks runnable."""
+    try:
+        if found.runnable and found.kind == LANGUAGE_MODEL:
+            read_config(file)
+        elif found.runnable:
+            VisionConfig.from_gguf(file)
+    except ModelError as error:
+        wanted = f", but tinyllava needs {error.wanted}" if error.wanted else ""
+        where = str(error.where).removeprefix(str(file.path)).removeprefix(": ")
+        return found._replace(runnable=False, reason=f"{where} {error.found}".strip() + wanted)
+    return found
 
 
 def describe(file: GGUFFile) -> dict[str, Any]:
@@ -123,7 +112,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
 
     Metadata arrays of more than ``LONG_ARRAY`` elements appear as {"length", "type", "first"}.
     """
-    kind, runnable, reason = verdict(file.metadata, file.tensors)
+    kind, runnable, reason = read_as_loaders_do(file, verdict(file.metadata, file.tensors))
     n, n_bytes = n_parameters(file), sum(tensor.nbytes for tensor in file.tensors.values())
     return {
         "path": str(file.path),

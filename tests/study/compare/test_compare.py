@@ -181,7 +181,8 @@ def test_any_damage_to_a_trace_is_an_error_of_ours_or_none(pairs, tmp_path: Path
 
 
 def test_a_safetensors_dump_is_read_bf16_included(tmp_path: Path) -> None:
-    from tinyllava.files.safetensors import stored, write_safetensors
+    from tinyllava.files.safetensors import write_safetensors
+    from tinyllava.files.stored import stored
 
     values = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
