@@ -160,8 +160,7 @@ def _fit(plan: Plan) -> Plan:
     if plan.prompt_tokens == 0:
         raise UsageError("prompt", "no tokens", wanted="some text or a picture")
     if plan.max_tokens < 0:
-        room = max(1, plan.n_ctx - plan.prompt_tokens)
-        plan = replace(plan, max_tokens=room)
+        plan = replace(plan, max_tokens=max(1, plan.n_ctx - plan.prompt_tokens))
     if plan.context_needed > plan.n_ctx:
         needed = f"{plan.prompt_tokens} prompt tokens and an answer of up to {plan.max_tokens}"
         hint = f"Use -c {plan.context_needed} or more, or a shorter answer with -n"
@@ -249,7 +248,7 @@ class Stream:
 
 
 class Answer:
-    """The tokens sampled so far, the text they make, and whether it is over."""
+    """The tokens sampled so far, their text, and why the answer ended, once it has."""
 
     def __init__(self, stream: Stream) -> None:
         self.sampler = stream.sampler
@@ -263,7 +262,7 @@ class Answer:
         self._scanner = StopScanner(stream.plan.stop_texts)
 
     def take(self, token: int) -> Iterator[str]:
-        """Count one more token in; yields the text that it completes, if any."""
+        """Append a sampled token; yields the text that it completes, if any."""
         self.n_sampled += 1
         self.sampler.accept(token)  # penalties see the answer alone, as in llama-llava-cli, not the prompt
         if token in self.end_ids:

@@ -1,4 +1,4 @@
-"""Taps: named places in the forward passes where a value can be looked at.
+"""Taps: named places in the forward passes where a value can be observed.
 
 A forward pass is written once, with lines such as
 
@@ -35,14 +35,14 @@ class Tap(Protocol):
         ...
 
     def wants(self, name: str) -> bool:
-        """Whether anyone looks at ``name``: asked before computing what only a tap needs."""
+        """Whether ``name`` is observed. The forward pass asks before it computes what only a tap needs."""
         ...
 
 
 class NullTap:
-    """The tap of every run that nobody watches. A call costs about 0.1 µs."""
+    """The tap of a run that is not observed: it does nothing. A call costs about 0.1 µs."""
 
-    def __call__(self, name: str, value: Array) -> Array:  # noqa: ARG002 (the name is for those who look)
+    def __call__(self, name: str, value: Array) -> Array:  # noqa: ARG002 (a recorder uses the name)
         return value
 
     def at(self, prefix: str) -> NullTap:  # noqa: ARG002

@@ -110,7 +110,7 @@ class Eye:
         self.config = VisionConfig.from_gguf(file, LLAVA)
         self.weights = load_vision(file, self.config, self.ops)
         self.projector = load_projector(file, self.config, self.ops)
-        self.look = self.ops.capture(self.read)
+        self.captured = self.ops.capture(self.read)
 
     def read(self, pixels: Any) -> Any:
         x = tile_features(pixels, self.weights, self.config, self.ops)
@@ -118,14 +118,14 @@ class Eye:
 
     def embeddings(self, pixels: np.ndarray) -> np.ndarray:
         """A tile (3, H, W) -> (n_patches, n_embd), run and then replayed: the same numbers."""
-        once, *again = (self.ops.numpy(self.look(pixels)).copy() for _ in range(3))
+        once, *again = (self.ops.numpy(self.captured(pixels)).copy() for _ in range(3))
         for other in again:
             np.testing.assert_array_equal(once, other)
         return once.astype(np.float64)
 
     def time_encode(self, pixels: np.ndarray) -> float:
         """With the tile's way from the host to the card."""
-        return median(lambda: self.look(pixels))
+        return median(lambda: self.captured(pixels))
 
 
 def median(call: Callable[[], Any], repeat: int = REPEAT) -> float:

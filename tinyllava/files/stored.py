@@ -72,7 +72,7 @@ class StoredArray:
 
 
 def stored(name: str, values: npt.NDArray[Any], dtype: str | None = None) -> StoredArray:
-    """An array in memory as a StoredArray; ``dtype`` where NumPy's type does not tell (BF16 as uint16 bits)."""
+    """An array in memory as a StoredArray; ``dtype`` where NumPy has no such type (BF16, as uint16 bits)."""
     if dtype is None:
         kind = values.dtype.newbyteorder("<")
         dtype = next(key for key, known in DTYPES.items() if known == kind and key != "BOOL")

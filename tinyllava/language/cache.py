@@ -1,4 +1,4 @@
-"""The key/value cache: what attention remembers of the tokens already read."""
+"""The KV cache: the keys and values of the tokens already read, which later tokens attend to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tinyllava.ops import Array, Ops
 class KVCache:
     """Keys and values of every layer for up to ``n_ctx`` positions, of which ``length`` are filled.
 
-    Held as one array (n_head_kv, n_ctx, head_dim) for each layer, in the memory of the backend that computes
-    it, so that a head's history is one contiguous run. The memory is only reserved here: the system hands
-    out pages as positions are written.
+    Each layer has one array (n_head_kv, n_ctx, head_dim) of keys and one of values, in the memory of the backend
+    that computes the layer; so a head's keys lie one after the other. The memory is only reserved here: the
+    operating system provides its pages as positions are written.
     """
 
     def __init__(self, config: LlamaConfig, n_ctx: int, ops: Ops) -> None:
@@ -41,10 +41,10 @@ class KVCache:
             )
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Write k, v (n, n_head_kv, head_dim) after what layer ``layer`` holds; return all it holds then.
+        """Write k, v (n, n_head_kv, head_dim) behind those that layer ``layer`` holds; return all of them.
 
-        The returned views have shape (length + n, n_head_kv, head_dim). ``length`` moves only by
-        :meth:`advance`, once every layer has written.
+        The returned views have shape (length + n, n_head_kv, head_dim). ``length`` grows only by
+        :meth:`advance`, once every layer has appended.
         """
         here = self.layers[layer]
         return here.append_kv((self.k[layer], self.v[layer]), (k, v), self.positions[here])
@@ -55,5 +55,5 @@ class KVCache:
             here.advance(position, n)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from position ``length`` on."""
+        """Drop everything from position ``length`` on."""
         self.advance(int(np.clip(length, 0, self.length)) - self.length)

@@ -73,8 +73,8 @@ def embed(ids: list[int], llama: Llama, ops: Ops) -> Array:
 def forward(x: Array, llama: Llama, cache: KVCache, ops: Ops, tap: Tap = NULL) -> Array:
     """Embeddings x (n, d), after what ``cache`` holds, through every block -> (n, d), ready for the head.
 
-    The embeddings may be a picture's as well as tokens': nothing here tells them apart, and the mask is
-    causal for both, as in the original LLaVA. Extends the cache by n tokens; ContextError if they do not fit.
+    The embeddings may be a picture's or tokens': both are treated alike, and the mask is causal for both, as in
+    the original LLaVA. Appends n tokens to the cache; ContextError if they do not fit.
     """
     config = llama.config
     cache.check_room(len(x))
@@ -167,7 +167,7 @@ def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Floats, Flo
     return np.cos(angle), np.sin(angle)
 
 
-# Where a forward pass can be watched, with the shape seen there. llama.cpp's names where it has one.
+# The taps of the forward pass, each with its value's shape. The names are llama.cpp's where it has one.
 TAPS = {
     "inp_embd": ("n", "n_embd"),
     "blk.{i}.attn_norm": ("n", "n_embd"),

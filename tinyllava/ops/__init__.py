@@ -4,8 +4,8 @@ The forward passes (vision/clip.py, vision/projector.py, language/llama.py) take
 ``ops`` and know nothing else of it, so two backends can meet in one process and each model is written once.
 reference.py is the definition of every operation; the other backends are measured against it.
 
-Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing; in steps that are repeated,
-only what gives views: a backend that records a step records operations.
+Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing; in a captured step only what
+gives views (indexing, reshape), because a capture holds operations: arithmetic between them would not be replayed.
 
 Letters in the shapes: n tokens, d features, h heads, g kv heads, k head_dim.
 """
@@ -61,7 +61,7 @@ class Ops(Protocol):
     def zeros(self, shape: tuple[int, ...]) -> Array: ...
     def cache(self, shape: tuple[int, ...]) -> Array: ...
 
-    # Places in a sequence, and steps that are taken again and again.
+    # Positions in a sequence, and steps that may be captured and replayed.
     def position(self, limit: int) -> Position: ...
     def advance(self, position: Position, n: int) -> None: ...
     def slice_at(self, table: Array, start: Position, n: int) -> Array: ...

@@ -88,7 +88,7 @@ def _mmproj(metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
         reason = "An image encoder without v.class_embd, so SigLIP or another than CLIP; tinyllava runs CLIP"
         return Verdict(MMPROJ, False, reason)
     if any_begins(names, "v.blk.0.attn_qkv."):
-        reason = "An image encoder with fused tensors attn_qkv; tinyllava runs attn_q, attn_k and attn_v apart"
+        reason = "An image encoder with fused tensors attn_qkv; tinyllava runs separate attn_q, attn_k and attn_v"
         return Verdict(MMPROJ, False, reason)
     return Verdict(MMPROJ, True, f"A CLIP image encoder with a projector {projector!r}: give it as --mmproj")
 

@@ -1,7 +1,7 @@
 """What an mmproj GGUF file says of its vision tower, and what its tensors say where its keys do not.
 
 Such files were written by several scripts over three years. Keys are missing, or disagree with the tensors;
-shapes cannot be wrong, so sizes are taken from them wherever they tell. What was inferred is in `notes`.
+shapes cannot be wrong, so sizes are taken from them wherever possible. What was inferred is in `notes`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Reader:
         if "v.class_embd" not in names:
             raise self.error("a vision tower without v.class_embd (SigLIP?)", wanted="a CLIP tower")
         if "v.blk.0.attn_qkv.weight" in names:
-            raise self.error("fused tensors attn_qkv", wanted="attn_q, attn_k and attn_v apart")
+            raise self.error("fused tensors attn_qkv", wanted="separate attn_q, attn_k and attn_v")
 
     def image_px(self, patch_px: int) -> int:
         """The tile's side: the key, or what the number of stored positions allows."""
