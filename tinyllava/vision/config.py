@@ -253,7 +253,7 @@ class Reader:
         """
         said = self.text("clip.projector_type", self.text(KEY + "projector_type", ""))
         kind = projector_kind(self.keys, self.file.tensors)
-        if kind and kind not in PROJECTORS:
+        if kind not in ("", "unknown", *PROJECTORS):  # those two lack a tensor, which shape() names
             raise self.error(f"projector {kind!r}", wanted=" or ".join(PROJECTORS))
         numbered = (re.fullmatch(r"mm\.(\d{1,3})\.weight", name) for name in self.file.tensors)
         numbers = sorted(int(match[1]) for match in numbered if match)
