@@ -76,7 +76,7 @@ def compute(path: Path, case: str, **settings: Any) -> Values:
         logits = np.asarray(tinyllava.load(path, **settings).logits(ids_of(case)))
         return logits - logits.mean(axis=1, keepdims=True)
     llava = tinyllava.load(mmproj=path, compat="mtmd", **settings)
-    return np.asarray(llava.encode_pixels(PICTURE))
+    return llava.vision_model.ops.numpy(llava.vision_model.encode(PICTURE))
 
 
 def truth_of(path: Path, case: str) -> Values:

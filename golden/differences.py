@@ -29,9 +29,10 @@ from tinyllava.files.gguf import open_gguf
 from tinyllava.files.gguf_write import NewTensor, copy_metadata, write_gguf
 from tinyllava.llava import GREEDY, LLaVA
 from tinyllava.profile import LLAVA, PROFILES, Profile
-from tinyllava.study.differences import read_table
+from tinyllava.study.compare.differences import read_table
 from tinyllava.text.sampling import Sampling
-from tinyllava.vision.clip import VisionConfig, load_vision
+from tinyllava.vision.clip import load_vision
+from tinyllava.vision.config import VisionConfig
 from tinyllava.vision.projector import load_projector
 
 FOLDER = Path(__file__).parent
@@ -96,8 +97,8 @@ def with_choices(model: str, profile: Profile) -> LLaVA:
     base, file = original(model), open_gguf(files(model)[1])
     config = VisionConfig.from_gguf(file, profile)
     tower, projector = load_vision(file, config, base.ops), load_projector(file, config, base.ops)
-    eye = replace(base.eye, config=config, weights=tower, projector=projector)
-    return LLaVA(base.ops, profile, text=base.text, vision=eye)
+    changes = {"config": config, "weights": tower, "projector": projector, "profile": profile}
+    return LLaVA(base.ops, profile, text=base.text, vision=replace(base.vision_model, **changes))
 
 
 def pictures(model: str, marked: bool) -> Iterator[Any]:
@@ -157,7 +158,7 @@ def answers(profile: Profile, marked: bool = False, sampling: Sampling = GREEDY)
     """The demo's answers to all questions; ``marked``: about pictures as a camera held upright saves them."""
     llava = with_choices("demo", profile)
     sources = dict(zip((scene["file"] for scene in scenes()), pictures("demo", marked), strict=True))
-    encode, seen = llava.encode_pixels, {}
+    encode, seen = llava.vision_model.encode, {}
 
     def encode_once(rgb: Any, *rest: Any) -> Any:
         key = rgb.tobytes()
@@ -165,7 +166,7 @@ def answers(profile: Profile, marked: bool = False, sampling: Sampling = GREEDY)
             seen[key] = encode(rgb, *rest)
         return seen[key]
 
-    llava.encode_pixels = encode_once  # type: ignore[method-assign]
+    llava.vision_model.encode = encode_once  # type: ignore[method-assign]
     return [
         llava.generate(question, [sources[path.name]], MAX_TOKENS, sampling).text.strip()
         for path, question, _ in asked()

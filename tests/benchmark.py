@@ -32,8 +32,8 @@ from golden.manifest import MANIFEST, sha256
 from golden.pictures import picture
 from tests.true_shapes import LLAMA_1B, LLAMA_7B, VIT_L_15, VIT_L_16, Shape, write_llama
 from tinyllava.ops.threads import physical_cores
-from tinyllava.study.bench import Contest, cpu_name, with_pictures
-from tinyllava.study.peers import OWN, Work
+from tinyllava.study.peers.bench import Contest, cpu_name, with_pictures
+from tinyllava.study.peers.worker import OWN, Work
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "golden" / "speed-cpu.json"

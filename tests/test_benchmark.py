@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import benchmark, speed_table
-from tests.study import stub_llama_cpp
+from tests.study.peers import stub_llama_cpp
 
 ROW = {"model": "7B Q4_0", "peer": "ik", "pairs": [1.25], "ratio": 1.25, "own_s": [1.0], "peer_s": [1.25]}
 FOUND = {

@@ -14,9 +14,9 @@ from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
 from golden.pictures import picture
 from tinyllava.errors import ContextError, ModelError, PictureError, TinyLLaVAError, UsageError
 from tinyllava.llava import LLaVA
+from tinyllava.tap import Recorder
 from tinyllava.text.prompt import ImageSlot
 from tinyllava.text.sampling import Sampling
-from tinyllava.trace import Recorder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ANSWERS = np.load(GOLDEN / "original-answers.npz")
@@ -50,7 +50,7 @@ def test_logits_and_greedy_tokens_are_the_originals(case: str, backend: str, fol
     llava, tap = pair(folder, vision, backend=backend), Recorder(["llm.result_output"])
     split = ids.index(-200)  # the original's mark for the picture
     plan = plan_of(llava, [ids[:split], ImageSlot(0), ids[split + 1 :]], image(*map(int, size.split("x"))))
-    stream = tinyllava.generate.Stream(llava, plan, GREEDY, lambda *_: None, tap)
+    stream = llava.answer(plan, GREEDY, tap=tap)
     assert len("".join(stream)) > 0
     logits = tap.values["llm.result_output"][0][0]
     expected = ANSWERS[f"{case}.logits"]
@@ -106,10 +106,7 @@ def test_another_picture_b_leaves_picture_a_alone(folder: Path) -> None:
     llava, runs = pair(folder, "clip_16"), []
     for other in (image(50, 20), image(21, 90)):
         tap = Recorder(["image_tokens"])
-        stream = tinyllava.generate.Stream(
-            llava, llava.plan("Which?", [image(64, 64), other], max_tokens=1), GREEDY, lambda *_: None, tap
-        )
-        list(stream)
+        list(llava.answer(llava.plan("Which?", [image(64, 64), other], max_tokens=1), tap=tap))
         runs.append(tap.values["image_tokens"])
     assert np.array_equal(runs[0][0], runs[1][0])
     assert runs[0][1].shape != runs[1][1].shape
@@ -209,11 +206,12 @@ def test_files_in_the_wrong_places_are_told_apart(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize("n_batch", [1, 3, 4, 100])
 def test_a_prompt_in_pieces_is_the_prompt(n_batch: int) -> None:
     llava = tinyllava.load(backend="numpy")
-    llava.n_batch = n_batch
-    width = llava.language.llama.config.n_embd
+    model = llava.language
+    model.n_batch = n_batch
+    width = model.llama.config.n_embd
     picture = np.arange(5 * width, dtype=np.float32).reshape(5, width)
     ids = [3, 9, 27], [81, 7]
-    whole = np.concatenate([*llava.pieces(ids[0]), picture, *llava.pieces(ids[1])])
-    pieces = list(llava.pieces(ids[0], picture, [], ids[1]))
+    whole = np.concatenate([*model.pieces(ids[0]), picture, *model.pieces(ids[1])])
+    pieces = list(model.pieces(ids[0], picture, [], ids[1]))
     assert [len(piece) for piece in pieces[:-1]] == [n_batch] * (len(pieces) - 1)
     np.testing.assert_array_equal(np.concatenate(pieces), whole)

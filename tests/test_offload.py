@@ -65,13 +65,13 @@ def test_every_number_of_layers_gives_the_same_answer(n: Any, folder: Path) -> N
     assert (one.text, one.tokens) == (other.text, other.tokens)
     on_gpu = min(n, N_LAYER + 1) if isinstance(n, int) else N_LAYER + 1
     assert shared.placement.n_layers == on_gpu and not shared.placement.notes
-    assert shared.eye.ops.name == ("far" if on_gpu else "numpy")
+    assert shared.vision_model.ops.name == ("far" if on_gpu else "numpy")
     assert shared.ops.name == {0: "numpy", N_LAYER + 1: "far"}.get(on_gpu, "numpy+far")
 
 
 @pytest.mark.usefixtures("card")
 def test_a_trace_looks_at_both_sides(folder: Path) -> None:
-    one, other = load(folder, backend="numpy").trace("Hi"), load(folder, n_gpu_layers=1).trace("Hi")
+    one, other = (tinyllava.trace(load(folder, **on), "Hi") for on in ({"backend": "numpy"}, {"n_gpu_layers": 1}))
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])

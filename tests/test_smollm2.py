@@ -60,9 +60,9 @@ def readings(model: LLaVA, ids: list[int]) -> list[np.ndarray]:
     """Log-probabilities (n, n_vocab), the text read in pieces of several lengths."""
     usual, found = model.n_batch, []
     for n_batch in BATCHES[model.ops.name]:
-        model.n_batch = n_batch
+        model.language.n_batch = n_batch
         found.append(log_softmax(model.logits(ids)))
-    model.n_batch = usual
+    model.language.n_batch = usual
     return found
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tinyllava.version import __version__
 
 # Public names and where they live; imported at first use, so that `import tinyllava` costs nothing.
 _HOMES = {
@@ -34,14 +34,18 @@ _HOMES = {
     "Tokenizer": "tinyllava.text.tokenizer",
     "open_gguf": "tinyllava.files.gguf",
     "TinyLLaVAError": "tinyllava.errors",
+    "trace": "tinyllava.study.trace",
 }
-__all__ = ["LLaVA", "Result", "Sampling", "TinyLLaVAError", "Tokenizer", "__version__", "load", "open_gguf"]
+__all__ = [
+    "LLaVA", "Result", "Sampling", "TinyLLaVAError", "Tokenizer", "__version__", "load", "open_gguf", "trace",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from tinyllava.errors import TinyLLaVAError
     from tinyllava.files.gguf import open_gguf
     from tinyllava.generate import Result
     from tinyllava.llava import LLaVA, load
+    from tinyllava.study.trace import trace
     from tinyllava.text.sampling import Sampling
     from tinyllava.text.tokenizer import Tokenizer
 

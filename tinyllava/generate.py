@@ -1,29 +1,36 @@
-"""From a question and pictures to an answer: the plan, reading the prompt, and the loop over tokens."""
+"""From a question and pictures to an answer: the plan, prefill (reading the prompt), and the decode loop.
+
+    plan = make_plan(language, vision, profile, "What is this?", ["cat.png"], ...)  # nothing is computed yet
+    for text in Stream(language, vision, plan, sampling, progress):
+        ...
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
 from tinyllava.errors import ContextError, UsageError
 from tinyllava.language.cache import KVCache
-from tinyllava.language.llama import embed, forward, unembed
+from tinyllava.language.model import LanguageModel
+from tinyllava.ops import Array
+from tinyllava.ops.split import hand_over
+from tinyllava.profile import Profile
+from tinyllava.progress import Progress, no_progress
+from tinyllava.tap import NULL, Tap
 from tinyllava.text import prompt as prompts
-from tinyllava.text.prompt import ImageSlot, StopScanner, Template
+from tinyllava.text.prompt import ImageSlot, Part, StopScanner, Template
 from tinyllava.text.sampling import Sampler, Sampling
 from tinyllava.text.tokenizer import TextStream
-from tinyllava.trace import NULL, Tap
 from tinyllava.vision.anyres import PicturePlan
+from tinyllava.vision.encoder import VisionModel
 from tinyllava.vision.image import Pixels, Source, decode
-
-if TYPE_CHECKING:
-    from tinyllava.llava import LLaVA, Progress
-    from tinyllava.ops import Array
 
 FinishReason = Literal["stop", "length"]
 
@@ -77,39 +84,41 @@ class Result:
 
 
 def make_plan(
-    llava: LLaVA, prompt: str, images: Source | Sequence[Source], *, max_tokens: int, template: str
+    language: LanguageModel,
+    vision: VisionModel | None,
+    profile: Profile,
+    prompt: str,
+    images: Source | Sequence[Source],
+    *,
+    n_ctx: int,
+    max_tokens: int,
+    template: str,
 ) -> Plan:
-    """Read the prompt, decode the pictures, count. ``max_tokens`` below 0: all that the context has room for.
+    """Read the prompt, decode the pictures, count. ``max_tokens`` below 0: all that the context can still hold.
 
     Raises UsageError for a prompt that is empty or does not match its pictures, PictureError, and ContextError
-    when prompt and answer exceed ``llava.n_ctx``.
+    when prompt and answer exceed ``n_ctx``.
     """
-    tokenizer = llava.tokenizer
     if max_tokens == 0:
         raise UsageError("max_tokens", "0", wanted="1 or more, or below 0 for all that fits")
-    images = picture_list(images)
-    chosen, reason = _template(llava, template)
+    chosen, reason = _template(language, profile, template)
+    parts, sources = _parts(prompt, picture_list(images), chosen)
     if prompts.is_full_prompt(prompt):
-        parts, sources = prompts.place_pictures(prompts.parse_full_prompt(prompt), images)
-        name, reason = "none", "the prompt says itself where its pictures go"
+        template, reason = "none", "the prompt says itself where its pictures go"
     else:
-        question, inline = prompts.take_pictures(prompt)
-        if not question.strip():
-            raise UsageError("prompt", "empty", wanted="a question", hint="Give one with -p")
-        sources = [*images, *inline]
-        parts, name = prompts.build(chosen, question, len(sources)), chosen.name
-    pixels = tuple(decode(source, llava.profile.exif) for source in sources)
-    pictures = tuple(llava.plan_image(rgb) for rgb in pixels)
+        template = chosen.name
+    pixels = tuple(decode(source, profile.exif) for source in sources)
+    pictures = tuple(loaded(vision).plan(rgb) for rgb in pixels)
     plan = Plan(
         family=f"LLaVA-{pictures[0].kind}" if pictures else "text",
-        template=name,
+        template=template,
         template_reason=reason,
-        stop_texts=llava.profile.stop_texts,
-        parts=tuple(prompts.encode_prompt(parts, tokenizer, llava.profile.space_prefix)),
+        stop_texts=profile.stop_texts,
+        parts=tuple(prompts.encode_prompt(parts, language.tokenizer, profile.space_prefix)),
         pixels=pixels,
         pictures=pictures,
         max_tokens=max_tokens,
-        n_ctx=llava.n_ctx,
+        n_ctx=n_ctx,
     )
     return _fit(plan)
 
@@ -121,11 +130,29 @@ def picture_list(images: Source | Sequence[Source]) -> list[Source]:
     return list(images)
 
 
-def _template(llava: LLaVA, name: str) -> tuple[Template, str]:
+def _parts(prompt: str, images: list[Source], template: Template) -> tuple[list[Part], Sequence[Source]]:
+    """The prompt's text with the places of its pictures, and the pictures: those given and those in the text."""
+    if prompts.is_full_prompt(prompt):
+        return prompts.place_pictures(prompts.parse_full_prompt(prompt), images)
+    question, inline = prompts.take_pictures(prompt)
+    if not question.strip():
+        raise UsageError("prompt", "empty", wanted="a question", hint="Give one with -p")
+    sources = [*images, *inline]
+    return prompts.build(template, question, len(sources)), sources
+
+
+def loaded(vision: VisionModel | None) -> VisionModel:
+    """The vision model. UsageError if none was loaded."""
+    if vision is None:
+        hint = "Give the image encoder's file with --mmproj"
+        raise UsageError("mmproj", "none given", wanted="an image encoder, to read a picture", hint=hint)
+    return vision
+
+
+def _template(language: LanguageModel, profile: Profile, name: str) -> tuple[Template, str]:
     if name != "auto":
-        return prompts.template_for(name, llava.profile.wording), "asked for"
-    text = llava.language
-    return prompts.choose_template(text.metadata, llava.tokenizer, text.path.name, llava.profile)
+        return prompts.template_for(name, profile.wording), "asked for"
+    return prompts.choose_template(language.metadata, language.tokenizer, language.path.name, profile)
 
 
 def _fit(plan: Plan) -> Plan:
@@ -133,8 +160,7 @@ def _fit(plan: Plan) -> Plan:
     if plan.prompt_tokens == 0:
         raise UsageError("prompt", "no tokens", wanted="some text or a picture")
     if plan.max_tokens < 0:
-        room = max(1, plan.n_ctx - plan.prompt_tokens)
-        plan = replace(plan, max_tokens=room)
+        plan = replace(plan, max_tokens=max(1, plan.n_ctx - plan.prompt_tokens))
     if plan.context_needed > plan.n_ctx:
         needed = f"{plan.prompt_tokens} prompt tokens and an answer of up to {plan.max_tokens}"
         hint = f"Use -c {plan.context_needed} or more, or a shorter answer with -n"
@@ -143,16 +169,26 @@ def _fit(plan: Plan) -> Plan:
 
 
 class Stream:
-    """An answer in the making: iterate for its text; ``result`` is there once the iteration has ended."""
+    """An answer while it is computed: iterate for its text; ``result`` is there once the iteration has ended."""
 
     def __init__(
-        self, llava: LLaVA, plan: Plan, sampling: Sampling, progress: Progress, tap: Tap = NULL
+        self,
+        language: LanguageModel,
+        vision: VisionModel | None,
+        plan: Plan,
+        sampling: Sampling,
+        progress: Progress = no_progress,
+        tap: Tap = NULL,
+        *,
+        load_s: float = 0.0,  # seconds that loading took, for the result's timings
     ) -> None:
-        self.llava = llava
+        self.language = language
+        self.vision = vision
         self.plan = plan
-        self.sampler = Sampler(sampling, llava.language.llama.config.n_vocab)
+        self.sampler = Sampler(sampling, language.llama.config.n_vocab)
         self.progress = progress
         self.tap = tap
+        self.load_s = load_s
         self._result: Result | None = None
         self._pieces = self._run()
 
@@ -167,20 +203,17 @@ class Stream:
         return self._pieces
 
     def _run(self) -> Iterator[str]:
-        llava, plan = self.llava, self.plan
-        llama, ops, at = llava.language.llama, llava.ops, self.tap.at("llm")
+        language, plan, ops = self.language, self.plan, self.language.ops
         clock = [time.perf_counter()]
-        pictures = [llava.encode_pixels(rgb, self.tap, self.progress) for rgb in plan.pixels]
+        pictures = [self._encode(rgb) for rgb in plan.pixels]  # (n_tokens, n_embd) each
         clock.append(time.perf_counter())
-        cache = KVCache(llama.config, plan.context_needed, ops)
+        cache = language.new_cache(plan.context_needed)
         hidden = self._prefill(pictures, cache)  # (n, n_embd): the last piece
         clock.append(time.perf_counter())
-
-        def read(ids: list[int]) -> Array:  # one token (1,) -> the logits after it (1, n_vocab)
-            return unembed(forward(embed(ids, llama, ops), llama, cache, ops, at), llama, ops, at)
-
-        step = ops.capture(read) if self.tap is NULL else read  # a tap must see each step for itself
-        answer, logits = Answer(self), unembed(hidden[-1:], llama, ops, at)
+        step: Callable[[list[int]], Array] = partial(language.step, cache=cache, tap=self.tap)
+        if self.tap is NULL:  # a replayed step would fire no taps
+            step = ops.capture(step)
+        answer, logits = Answer(self), language.unembed(hidden[-1:], self.tap)  # (1, n_vocab)
         while True:
             yield from answer.take(self.sampler.sample(ops.numpy(logits)[0]))
             if answer.finish_reason is not None:
@@ -194,37 +227,42 @@ class Stream:
             finish_reason=answer.finish_reason,
             prompt_tokens=plan.prompt_tokens,
             image_tokens=plan.image_tokens,
-            timings=timings(llava.load_s, np.diff(clock).tolist(), plan.prompt_tokens, answer.n_sampled),
+            timings=timings(self.load_s, np.diff(clock).tolist(), plan.prompt_tokens, answer.n_sampled),
             seed=self.sampler.seed,
         )
 
+    def _encode(self, rgb: Pixels) -> Array:
+        """A picture (h, w, 3) -> its embeddings (n_tokens, n_embd), an array of the language model's backend."""
+        vision = loaded(self.vision)
+        return hand_over(vision.ops, self.language.ops, vision.encode(rgb, self.tap, self.progress))
+
     def _prefill(self, pictures: Sequence[Array], cache: KVCache) -> Array:
         """Read the whole prompt, pictures in their places -> what the last piece gives for the head."""
-        llama, ops, n = self.llava.language.llama, self.llava.ops, self.plan.prompt_tokens
+        n = self.plan.prompt_tokens
         parts = [pictures[part.index] if isinstance(part, ImageSlot) else part for part in self.plan.parts]
-        for piece in self.llava.pieces(*parts):
+        for piece in self.language.pieces(*parts):
             self.progress("prompt", cache.length, n)
-            hidden = forward(piece, llama, cache, ops, self.tap.at("llm"))
+            hidden = self.language.forward(piece, cache, self.tap)
         self.progress("prompt", n, n)
         return hidden
 
 
 class Answer:
-    """The tokens sampled so far, the text they make, and whether it is over."""
+    """The tokens sampled so far, their text, and why the answer ended, once it has."""
 
     def __init__(self, stream: Stream) -> None:
         self.sampler = stream.sampler
         self.plan = stream.plan
-        self.end_ids = stream.llava.tokenizer.end_ids
+        self.end_ids = stream.language.tokenizer.end_ids
         self.tokens: list[int] = []
         self.text = ""
         self.n_sampled = 0  # the end token included
         self.finish_reason: FinishReason | None = None
-        self._characters = TextStream(stream.llava.tokenizer)
+        self._characters = TextStream(stream.language.tokenizer)
         self._scanner = StopScanner(stream.plan.stop_texts)
 
     def take(self, token: int) -> Iterator[str]:
-        """Count one more token in; yields the text that it completes, if any."""
+        """Append a sampled token; yields the text that it completes, if any."""
         self.n_sampled += 1
         self.sampler.accept(token)  # penalties see the answer alone, as in llama-llava-cli, not the prompt
         if token in self.end_ids:

@@ -1,4 +1,4 @@
-"""Which parts of a model pair a GPU computes: as -ngl asks, and as its memory allows.
+"""Placement: which layers of a model pair a GPU computes, by the option -ngl and by the memory that is free.
 
 Layers count as in llama.cpp: N is the last N blocks of the language model and, once all of them are there, its
 output head as one more. With N > 0 the image encoder and the projector are on the GPU, too.
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile, Tensor
 
 ALL = 1 << 30  # layers: more than any model has
-USUAL_CONTEXT = 4096  # tokens that room is left for when the user names no number
+USUAL_CONTEXT = 4096  # tokens that the KV cache is planned for when the user names no number
 SCRATCH_BYTES = 256 << 20  # of libraries, and of pieces of matrices that are no longer in blocks
 TOKENS = 1536  # of a prompt that are read at once, with their activations in float32
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Who computes the language model, and who the image encoder; ``notes`` tell of what was asked in vain."""
+    """The backends of the language model and of the image encoder; ``notes`` say which wishes had no effect."""
 
     language: Ops
     vision: Ops
@@ -43,7 +43,7 @@ class Need:
 
     blocks: tuple[int, ...]  # each block of the language model with its cache, in order
     rest: int  # its head, its embeddings and its norms
-    work: int  # image encoder, projector, and room to work for everyone
+    work: int  # image encoder, projector, and workspace
 
     def bytes(self, n_layers: int) -> int:
         """What ``n_layers`` take."""
@@ -86,7 +86,7 @@ def place(
 ) -> Placement:
     """The backends for a pair that needs ``need()``.
 
-    A GPU that "auto" chose takes what fits. One that was asked for by name, or a number of layers, is a promise:
+    A GPU that "auto" chose takes what fits. A GPU or a number of layers that the user named is a requirement:
     UsageError if there is no such GPU, or not the memory. -ngl without any GPU is a note, as in llama.cpp.
     """
     wanted = read_layers(n_gpu_layers)
@@ -138,7 +138,7 @@ def _try(n_layers: int) -> str:
 
 
 def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None) -> Need:
-    """What a pair takes: its weights as the files hold them, a cache of ``n_ctx`` tokens, room to work.
+    """What a pair takes: its weights as the files hold them, a KV cache of ``n_ctx`` tokens, workspace.
 
     Raises ModelError for a language model that cannot be read.
     """

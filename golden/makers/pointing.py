@@ -24,8 +24,8 @@ import tinyllava
 from golden.manifest import record, save_json, sha256, versions
 from tinyllava import demo
 from tinyllava.llava import LLaVA
-from tinyllava.study.explain import observe
-from tinyllava.study.explain_maps import make_panels
+from tinyllava.study.explain.explain import observe
+from tinyllava.study.explain.maps import make_panels
 from tinyllava.text.sampling import Sampling
 
 SCENES = Path(__file__).parents[1] / "demo" / "scenes"

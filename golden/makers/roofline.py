@@ -36,7 +36,7 @@ from tinyllava.ops.cpu.simd.llvm import (
 )
 from tinyllava.ops.select import select
 from tinyllava.quant.blocks import TYPES
-from tinyllava.study.bench import cpu_name
+from tinyllava.study.peers.bench import cpu_name
 
 FORMATS = ("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 REPEAT = 9

@@ -21,11 +21,9 @@ from golden.compat import (
 from golden.models import LANGUAGE, write_language_model, write_mmproj
 from golden.pictures import picture
 from golden.pruned import load, load_json
-from tinyllava.generate import Stream
 from tinyllava.llava import LLaVA
 from tinyllava.profile import PROFILES
 from tinyllava.text.prompt import ImageSlot, build, encode_prompt, template_for
-from tinyllava.text.sampling import Sampling
 from tinyllava.text.tokenizer import Tokenizer
 from tinyllava.vision.image import Source
 
@@ -115,7 +113,7 @@ def test_the_same_tokens_follow_the_same_ids(name: str, key: str, folder: Path) 
     rgb = Image.fromarray(picture(*map(int, size.split("x"))))
     plan = llava.plan("<image>x", [rgb], max_tokens=ANSWER_TOKENS)
     plan = replace(plan, parts=(ids[:at], ImageSlot(0), ids[at + 1 :]), stop_texts=())
-    stream = Stream(llava, plan, Sampling(temperature=0.0), lambda *_: None)
+    stream = llava.answer(plan)
     for _ in stream:
         pass
     theirs = TORCH[name][key]

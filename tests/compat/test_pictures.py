@@ -22,10 +22,11 @@ from golden.compat import (
     wanted,
 )
 from golden.pictures import picture
-from tests.vision.eye import Eye, load_eye, see
+from tests.vision.models import encode, load_model
 from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.profile import PROFILES
 from tinyllava.vision.anyres import cut_tiles, plan_picture
+from tinyllava.vision.encoder import VisionModel
 from tinyllava.vision.image import Size
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -53,8 +54,8 @@ def answered(name: str, spec: str) -> list[tuple[int, tuple[int, int], int, int]
     return [row for row in rows if row[2] > 0]
 
 
-def eye_of(name: str, file: GGUFFile) -> Eye:
-    return load_eye(file, profile=PROFILES[name])
+def model_of(name: str, file: GGUFFile) -> VisionModel:
+    return load_model(file, profile=PROFILES[name])
 
 
 def test_the_sizes_are_those_of_the_golden_files() -> None:
@@ -65,7 +66,7 @@ def test_the_sizes_are_those_of_the_golden_files() -> None:
 
 @pytest.mark.parametrize("name, spec", CASES)
 def test_tiles_and_tokens_are_as_many(name: str, spec: str, files: dict[str, GGUFFile]) -> None:
-    config = eye_of(name, files[spec]).config
+    config = model_of(name, files[spec]).config
     rows = answered(name, spec)
     assert len(rows) >= 200
     for _, (width, height), n_tiles, n_tokens in rows:
@@ -75,7 +76,7 @@ def test_tiles_and_tokens_are_as_many(name: str, spec: str, files: dict[str, GGU
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_pixels_are_equal(spec: str, files: dict[str, GGUFFile]) -> None:
-    configs = {name: eye_of(name, files[spec]).config for name in PROFILES}
+    configs = {name: model_of(name, files[spec]).config for name in PROFILES}
     wrong = []
     for index, (width, height) in enumerate(sizes()):
         if not wanted(PIXELS_EVERY, spec, index):
@@ -95,10 +96,10 @@ def test_pixels_are_equal(spec: str, files: dict[str, GGUFFile]) -> None:
 
 @pytest.mark.parametrize("name, spec", [case for case in CASES if SPECS[case[1]] is not REAL_16])
 def test_embeddings_are_equal(name: str, spec: str, files: dict[str, GGUFFile]) -> None:
-    eye = eye_of(name, files[spec])
+    model = model_of(name, files[spec])
     for index, (width, height), _, _ in answered(name, spec):
         if wanted(EMBEDDINGS_EVERY, spec, index):
             theirs = golden(name)[f"{spec}.{width}x{height}"]
-            ours = see(picture(width, height), eye)[:, ::COLUMN_STEP]
+            ours = encode(picture(width, height), model)[:, ::COLUMN_STEP]
             error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
             assert error < TOLERANCE[name], f"{width}x{height}"

@@ -14,9 +14,8 @@ from golden.checkpoints import CHECKPOINTS
 from golden.pictures import picture
 from tests.convert.conftest import Convert, load_json
 from tinyllava import cli
+from tinyllava.tap import Recorder
 from tinyllava.text.prompt import ImageSlot
-from tinyllava.text.sampling import Sampling
-from tinyllava.trace import Recorder
 
 THEIRS = load_json("hf-convert.json.gz")
 BEFORE, AFTER = [1, 300, 290], [310, 320, 305, 288]  # golden/makers/hf_convert.py
@@ -31,7 +30,7 @@ def test_logits_and_greedy_tokens_are_transformers(name: str, converted: Convert
     plan = llava.plan("<image>x", [image], max_tokens=len(THEIRS[name]["greedy"]))
     changes = {"parts": (BEFORE, ImageSlot(0), AFTER), "stop_texts": ()}
     plan = tinyllava.generate.Plan(**{**vars(plan), **changes})
-    stream = tinyllava.generate.Stream(llava, plan, Sampling(temperature=0.0), lambda *_: None, tap)
+    stream = llava.answer(plan, tap=tap)
     assert isinstance("".join(stream), str)
     expected = np.array(THEIRS[name]["logits"])
     assert np.abs(tap.values["llm.result_output"][0][0] - expected).max() < 1e-3 * np.ptp(expected)

@@ -27,7 +27,7 @@ from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
 from tinyllava.language.llama import embed, forward, load_llama, unembed
 from tinyllava.ops.select import select
-from tinyllava.vision.clip import encode_tile, load_vision
+from tinyllava.vision.clip import load_vision, tile_features
 from tinyllava.vision.config import VisionConfig
 
 Out = pytest.CaptureFixture[str]
@@ -65,7 +65,7 @@ def features(path: Path) -> np.ndarray:
     file = open_gguf(path)
     config = VisionConfig.from_gguf(file)
     pixels = np.random.default_rng(0).standard_normal((3, config.image_px, config.image_px)).astype(np.float32)
-    return encode_tile(pixels, load_vision(file, config, ops), config, ops)
+    return tile_features(pixels, load_vision(file, config, ops), config, ops)
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> float:

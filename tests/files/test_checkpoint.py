@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as hnp
 
 from tests.torch_file import Global, TensorRef, dumps, save, write_zip
 from tinyllava.errors import FileError
-from tinyllava.files.checkpoint import StoredArray, open_checkpoint, open_shard
-from tinyllava.files.safetensors import open_safetensors, stored, write_safetensors
+from tinyllava.files.checkpoint import open_checkpoint, open_shard
+from tinyllava.files.safetensors import open_safetensors, write_safetensors
+from tinyllava.files.stored import StoredArray, stored
 from tinyllava.files.torch_zip import open_torch_zip
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.files.raw_gguf import ARRAY, STRING, U8, U32, Info, array, gguf_bytes, key, string
 from tinyllava.errors import FileError
 from tinyllava.files import GGUFFile, open_gguf
-from tinyllava.files.inspect import describe, format_report
+from tinyllava.study.inspect import describe, format_report
 
 
 def failure(path: Path) -> str:

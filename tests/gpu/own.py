@@ -112,7 +112,7 @@ class Vision:
         self.captured_encode = self.ops.capture(self.encode)
 
     def encode(self, pixels: Any) -> Any:
-        x = encode_tile(pixels, self.weights, self.config, self.ops)
+        x = tile_features(pixels, self.weights, self.config, self.ops)
         return project(x, self.projector, self.ops)
 
     def embeddings(self, pixels: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from torch import nn
 
 from golden.models import halves_from_pairs, hf_name
 from tinyllava.language.config import read_config
-from tinyllava.study.peer_torch import llama_settings
+from tinyllava.study.peers.torch import llama_settings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WARM_UP, REPEAT = 3, 10

@@ -19,7 +19,7 @@ from tinyllava.language.config import LlamaConfig, read_config
 from tinyllava.language.llama import TAPS, Llama, embed, forward, load_llama, rope_angles, unembed
 from tinyllava.ops import Ops
 from tinyllava.ops.select import select
-from tinyllava.trace import NULL, Recorder, Tap
+from tinyllava.tap import NULL, Recorder, Tap
 from tinyllava.weights import evaluate
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -19,7 +19,7 @@ from tinyllava.language.llama import embed, forward, load_llama, unembed
 from tinyllava.ops import Ops
 from tinyllava.ops.select import select
 from tinyllava.ops.split import split
-from tinyllava.trace import NULL, Recorder, Tap
+from tinyllava.tap import NULL, Recorder, Tap
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from PIL import Image
 import tinyllava
 from golden.models import LANGUAGE, VISION, write_language_model, write_mmproj
 from golden.pictures import picture
-from tests.study.explained import make, make_files
+from tests.study.explain.explained import make, make_files
 from tinyllava.llava import LLaVA
-from tinyllava.study.explain import Explanation
+from tinyllava.study.explain.explain import Explanation
 
 
 class Pairs:

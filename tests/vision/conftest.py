@@ -11,7 +11,7 @@ import pytest
 
 from golden.clip_models import VISION, ClipSpec, add_key, clip_tensors, legacy_name, metadata, write_mmproj
 from golden.draw import finish
-from tests.vision.eye import Write
+from tests.vision.models import Write
 from tinyllava.files.gguf import GGUFFile, open_gguf
 
 

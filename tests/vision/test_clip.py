@@ -12,13 +12,14 @@ import pytest
 
 from golden.clip_models import VISION, write_mmproj
 from golden.pictures import picture
-from tests.vision.eye import Eye, Write, load_eye, see
+from tests.vision.models import Write, encode, load_model
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile, open_gguf
 from tinyllava.ops.select import select
-from tinyllava.trace import Recorder
+from tinyllava.tap import Recorder
 from tinyllava.vision.anyres import make_tiles, plan_picture
-from tinyllava.vision.clip import VISION_TAPS, encode_tile, split_patches
+from tinyllava.vision.clip import VISION_TAPS, split_patches, tile_features
+from tinyllava.vision.encoder import VisionModel
 from tinyllava.vision.image import size_of
 from tinyllava.vision.projector import PROJECTOR_TAPS
 from tinyllava.weights import evaluate
@@ -51,7 +52,7 @@ def golden_picture(case: str) -> tuple[str, str, Floats]:
 @pytest.mark.parametrize("case", [case for case in ORIGINAL if not case.endswith(".pixels")])
 def test_image_embeddings_are_the_originals(case: str, files: dict[str, GGUFFile]) -> None:
     name, aspect, rgb = golden_picture(case)
-    tokens = see(rgb, load_eye(files[name], aspect=aspect))
+    tokens = encode(rgb, load_model(files[name], aspect=aspect))
     # Float32 sums in another order. 1e-6 is what float64 here measures too, so the original's own rounding.
     assert error(tokens[:, STORED_COLUMNS], ORIGINAL[case]) < 4e-6
 
@@ -59,7 +60,7 @@ def test_image_embeddings_are_the_originals(case: str, files: dict[str, GGUFFile
 @pytest.mark.parametrize("case", [case for case in ORIGINAL if case.endswith(".pixels")])
 def test_pixels_are_the_originals_to_the_last_bit(case: str, files: dict[str, GGUFFile]) -> None:
     name, aspect, rgb = golden_picture(case)
-    config = load_eye(files[name], aspect=aspect).config
+    config = load_model(files[name], aspect=aspect).config
     tiles = make_tiles(rgb, plan_picture(size_of(rgb), config), config)
     assert np.array_equal(tiles, ORIGINAL[case].reshape(tiles.shape))
 
@@ -67,9 +68,9 @@ def test_pixels_are_the_originals_to_the_last_bit(case: str, files: dict[str, GG
 @pytest.mark.parametrize("name", ["clip_15", "clip_gelu", "clip_silu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_each_block_gives_what_transformers_gives(name: str, dtype: str, files: dict[str, GGUFFile]) -> None:
-    eye, tap = load_eye(files[name], select("numpy", dtype=dtype)), Recorder()
-    features = encode_tile(HF["pixels"][0], eye.weights, eye.config, eye.ops, tap)
-    states = [tap["pre_ln"], *(tap[f"blk.{i}.l_out"] for i in range(eye.config.n_block))]
+    model, tap = load_model(files[name], select("numpy", dtype=dtype)), Recorder()
+    features = tile_features(HF["pixels"][0], model.weights, model.config, model.ops, tap)
+    states = [tap["pre_ln"], *(tap[f"blk.{i}.l_out"] for i in range(model.config.n_block))]
     assert features.dtype == dtype
     for found, wanted in zip(states, HF[f"{name}.hidden"], strict=True):
         assert error(found, wanted) < 2e-6
@@ -79,15 +80,15 @@ def test_each_block_gives_what_transformers_gives(name: str, dtype: str, files: 
 def test_a_fast_backend_sees_the_same(files: dict[str, GGUFFile]) -> None:
     rgb = picture(100, 60)
     for name in ("clip_15", "clip_16", "clip_gelu"):
-        fast = see(rgb, load_eye(files[name], select("numba")))
+        fast = encode(rgb, load_model(files[name], select("numba")))
         # numba rounds what meets 16-bit weights to 15 bits
-        assert error(fast, see(rgb, load_eye(files[name]))) < 2e-4
+        assert error(fast, encode(rgb, load_model(files[name]))) < 2e-4
 
 
 def test_old_new_and_minimal_files_are_one_model(files: dict[str, GGUFFile]) -> None:
     rgb = picture(57, 90)
     for names in (("clip_15", "clip_15_new", "clip_min"), ("clip_16", "clip_16_new")):
-        tokens = [see(rgb, load_eye(files[name])) for name in names]
+        tokens = [encode(rgb, load_model(files[name])) for name in names]
         # The new files hold the patch kernel in F32, with values that F16 holds too.
         assert all(np.array_equal(other, tokens[0]) for other in tokens[1:])
 
@@ -99,7 +100,7 @@ def test_quantized_files_even_their_position_embeddings(dtype: str, limit: float
     for kind in ("F32", dtype):
         write_mmproj(tmp_path / f"{kind}.gguf", VISION["clip_16"], kind)
         file = open_gguf(tmp_path / f"{kind}.gguf")
-        tokens.append(see(rgb, load_eye(file)))
+        tokens.append(encode(rgb, load_model(file)))
     assert file.tensors["v.position_embd.weight"].type == dtype
     assert 0 < error(tokens[1], tokens[0]) < limit
 
@@ -120,30 +121,30 @@ def test_feature_layer_chooses_a_hidden_state(write: Write) -> None:
     """As transformers counts them: 0 is what enters block 0, k what leaves block k - 1."""
     for layer in range(4):
         keys = {"clip.vision.feature_layer": [layer], "clip.vision.block_count": max(layer, 1)}
-        eye = load_eye(write(VISION["clip_15"], keys))
-        assert len(eye.weights.blocks) == layer
-        features = encode_tile(HF["pixels"][0], eye.weights, eye.config, eye.ops)
+        model = load_model(write(VISION["clip_15"], keys))
+        assert len(model.weights.blocks) == layer
+        features = tile_features(HF["pixels"][0], model.weights, model.config, model.ops)
         assert error(features, HF["clip_15.hidden"][layer][1:]) < 2e-6
 
 
 def test_post_ln_is_not_for_llava(write: Write, files: dict[str, GGUFFile]) -> None:
     width = VISION["clip_15"].n_embd
     noise = {f"v.post_ln.{end}": np.full(width, 3.0, np.float32) for end in ("weight", "bias")}
-    with_norm = see(picture(56, 56), load_eye(write(VISION["clip_15"], tensors=noise)))
-    assert np.array_equal(with_norm, see(picture(56, 56), load_eye(files["clip_15"])))
+    with_norm = encode(picture(56, 56), load_model(write(VISION["clip_15"], tensors=noise)))
+    assert np.array_equal(with_norm, encode(picture(56, 56), load_model(files["clip_15"])))
 
 
 # ---- taps
 
 
 def test_each_tap_fires_once_a_tile_with_its_registered_shape(files: dict[str, GGUFFile]) -> None:
-    eye, tap = load_eye(files["clip_16"]), Recorder()
-    see(picture(100, 60), eye, tap)  # 2 x 2 tiles and the overview
+    model, tap = load_model(files["clip_16"]), Recorder(["vit.*", "mm.*"])
+    encode(picture(100, 60), model, tap)  # 2 x 2 tiles and the overview
     expected = {}
-    for prefix, taps, n in (("vit", VISION_TAPS, eye.config.n_block), ("mm", PROJECTOR_TAPS, 2)):
+    for prefix, taps, n in (("vit", VISION_TAPS, model.config.n_block), ("mm", PROJECTOR_TAPS, 2)):
         for name, shape in taps.items():
             for i in range(n if "{i}" in name else 1):
-                expected[f"{prefix}.{name.format(i=i)}"] = tuple(evaluate(d, eye.config) for d in shape)
+                expected[f"{prefix}.{name.format(i=i)}"] = tuple(evaluate(d, model.config) for d in shape)
     del expected["mm.1.act"]  # between two layers only
     assert {name: values[0].shape for name, values in tap.values.items()} == expected
     assert {len(values) for values in tap.values.values()} == {5}
@@ -151,48 +152,48 @@ def test_each_tap_fires_once_a_tile_with_its_registered_shape(files: dict[str, G
 
 
 def test_watching_changes_nothing(files: dict[str, GGUFFile]) -> None:
-    eye, rgb = load_eye(files["clip_16"]), picture(40, 90)
-    assert np.array_equal(see(rgb, eye, Recorder()), see(rgb, eye))
+    model, rgb = load_model(files["clip_16"]), picture(40, 90)
+    assert np.array_equal(encode(rgb, model, Recorder()), encode(rgb, model))
 
 
 # ---- what must hold for any weights
 
 
 @pytest.fixture(scope="module")
-def eye_16(files: dict[str, GGUFFile]) -> Eye:
-    return load_eye(files["clip_16"])
+def model_16(files: dict[str, GGUFFile]) -> VisionModel:
+    return load_model(files["clip_16"])
 
 
-def test_another_tile_changes_no_tile(eye_16: Eye) -> None:
+def test_another_tile_changes_no_tile(model_16: VisionModel) -> None:
     """Changing the right half of a picture that fills two tiles leaves the left tile's tokens alone."""
     rgb = picture(112, 56)
-    plan = plan_picture(size_of(rgb), eye_16.config)
+    plan = plan_picture(size_of(rgb), model_16.config)
     assert plan.grid == (1, 2) and plan.resized == plan.resolution
     changed = rgb.copy()
     changed[:, 56:] = 255 - changed[:, 56:]
-    before, after = (see(p, eye_16)[16:].reshape(4, 8 + 1, -1) for p in (rgb, changed))  # rows of patches
+    before, after = (encode(p, model_16)[16:].reshape(4, 8 + 1, -1) for p in (rgb, changed))  # rows of patches
     assert np.array_equal(before[:, :4], after[:, :4])
     assert not np.isclose(before[:, 4:8], after[:, 4:8]).all(axis=-1).any()
     assert np.array_equal(before[:, 8], after[:, 8])  # newlines
 
 
-def test_tiles_come_in_reading_order(eye_16: Eye) -> None:
+def test_tiles_come_in_reading_order(model_16: VisionModel) -> None:
     """Four pictures, one in each quarter of a picture, are seen as they are seen alone."""
     quarters = [picture(56, 56, seed) for seed in range(4)]
     rgb = np.concatenate([np.concatenate(quarters[:2], axis=1), np.concatenate(quarters[2:], axis=1)])
-    tokens = see(rgb, eye_16)[16:].reshape(8, 9, -1)[:, :8]  # rows of patches without their newline
-    one_tile = eye_16._replace(config=replace(eye_16.config, aspect="pad"))
+    tokens = encode(rgb, model_16)[16:].reshape(8, 9, -1)[:, :8]  # rows of patches without their newline
+    one_tile = replace(model_16, config=replace(model_16.config, aspect="pad"))
     for quarter, (top, left) in zip(quarters, [(0, 0), (0, 4), (4, 0), (4, 4)], strict=True):
-        alone = see(quarter, one_tile).reshape(4, 4, -1)
+        alone = encode(quarter, one_tile).reshape(4, 4, -1)
         assert error(tokens[top : top + 4, left : left + 4], alone) < 1e-6
 
 
 def test_every_patch_sees_every_patch(files: dict[str, GGUFFile]) -> None:
     """Attention is not causal: a change in the last patch reaches the first."""
-    eye, rgb = load_eye(files["clip_15"]), picture(56, 56)
+    model, rgb = load_model(files["clip_15"]), picture(56, 56)
     changed = rgb.copy()
     changed[-14:, -14:] = 255 - changed[-14:, -14:]
-    assert not np.isclose(see(rgb, eye)[0], see(changed, eye)[0]).all()
+    assert not np.isclose(encode(rgb, model)[0], encode(changed, model)[0]).all()
 
 
 # ---- files that do not fit
@@ -201,10 +202,10 @@ def test_every_patch_sees_every_patch(files: dict[str, GGUFFile]) -> None:
 def test_a_wrong_shape_names_tensor_and_contract(write: Write) -> None:
     file = write(VISION["clip_15_new"], tensors={"v.blk.1.attn_q.weight": np.zeros((64, 96), np.float32)})
     with pytest.raises(ModelError, match=r"v.blk.1.attn_q.weight: shape \(64, 96\); wanted \(n_embd, n_embd\)"):
-        load_eye(file)
+        load_model(file)
 
 
 @pytest.mark.parametrize("name", ["v.pre_ln.weight", "v.blk.2.ln2.bias", "mm.0.bias", "mm.2.bias"])
 def test_a_missing_tensor_is_named(name: str, write: Write) -> None:
     with pytest.raises(ModelError, match=f"tensor {name} is missing"):
-        load_eye(write(VISION["clip_15"], tensors={name: None}))
+        load_model(write(VISION["clip_15"], tensors={name: None}))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golden.clip_models import CLIP_MEAN, CLIP_STD, VISION
-from tests.vision.eye import Write, load_eye, see
+from tests.vision.models import Write, encode, load_model
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile
 from tinyllava.vision.config import VisionConfig
@@ -91,17 +91,17 @@ def test_both_keys_of_the_projector(name: str, write: Write) -> None:
 def test_a_linear_projector_whose_file_says_mlp(write: Write, files: dict[str, GGUFFile]) -> None:
     """The 2023 script writes "mlp" whatever the projector is."""
     rgb = np.full((56, 56, 3), 100, np.uint8)
-    eye = load_eye(write(VISION["clip_linear"], {"clip.projector_type": "mlp"}))
-    assert np.array_equal(see(rgb, eye), see(rgb, load_eye(files["clip_linear"])))
+    model = load_model(write(VISION["clip_linear"], {"clip.projector_type": "mlp"}))
+    assert np.array_equal(encode(rgb, model), encode(rgb, load_model(files["clip_linear"])))
 
 
 def test_deeper_projectors(write: Write) -> None:
     """mlp3x_gelu of the original: another GELU and another layer."""
     spec = VISION["clip_gelu"]
     weight, bias = np.eye(spec.n_llm, dtype=np.float32), np.full(spec.n_llm, 100, np.float32)
-    eye = load_eye(write(spec, tensors={"mm.4.weight": weight, "mm.4.bias": bias}))
-    assert eye.config.projector == ("mm.0", "mm.2", "mm.4")
-    tokens = see(np.zeros((9, 9, 3), np.uint8), eye)
+    model = load_model(write(spec, tensors={"mm.4.weight": weight, "mm.4.bias": bias}))
+    assert model.config.projector == ("mm.0", "mm.2", "mm.4")
+    tokens = encode(np.zeros((9, 9, 3), np.uint8), model)
     assert tokens.min() > 100 - 0.17 - 1e-4  # GELU's least value is -0.17
 
 

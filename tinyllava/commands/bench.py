@@ -43,8 +43,8 @@ def main(words: Sequence[str]) -> int:
     """Run the command line ``words``."""
     arguments = make_parser().parse(words)
     from tinyllava import demo
-    from tinyllava.study.bench import need, report, run
-    from tinyllava.study.peers import Work
+    from tinyllava.study.peers.bench import need, report, run
+    from tinyllava.study.peers.worker import Work
 
     both = arguments.model is None and arguments.mmproj is None
     work = Work(

@@ -13,7 +13,7 @@ from tinyllava.commands.parser import Parser, real
 from tinyllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from tinyllava.study.compare import Comparison, Row
+    from tinyllava.study.compare.compare import Comparison, Row
 
 DESCRIPTION = """\
 Compare two traces, dumps by transformers or llama.cpp (.npz, .safetensors, or llama.cpp's printed graph),
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     arguments = make_parser().parse(words)
     if arguments.a is None or arguments.b is None:
         raise UsageError("A and B", "not both given", wanted="two files to compare")
-    from tinyllava.study.compare import compare
+    from tinyllava.study.compare.compare import compare
 
     comparison = compare(arguments.a, arguments.b, arguments.tolerance)
     if arguments.json:

@@ -13,7 +13,7 @@ from tinyllava.commands.run_options import make_parser
 from tinyllava.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    from tinyllava.study.explain import Explanation
+    from tinyllava.study.explain.explain import Explanation
 
 DESCRIPTION = """\
 Answer a question about a picture, and show what happened inside: what the model saw, where it looked for
@@ -49,11 +49,11 @@ def main(words: Sequence[str]) -> int:
     with compiling.watch(report.compiling):
         explanation = watch(arguments, report)
     if arguments.text:
-        from tinyllava.study.explain_text import as_text
+        from tinyllava.study.explain.text import as_text
 
         print(as_text(explanation))
         return 0
-    from tinyllava.study.explain_page import write_page
+    from tinyllava.study.explain.page import write_page
 
     size = write_page(output, explanation)
     report.say(f"answer: {explanation.result.text.strip()}")
@@ -74,7 +74,7 @@ def watch(arguments: argparse.Namespace, report: Report) -> Explanation:
         arguments.temperature = 0.0
     sampling = read_sampling(arguments)
     llava = load_pair(arguments, report)
-    from tinyllava.study.explain import explain
+    from tinyllava.study.explain.explain import explain
 
     sampling = complete(sampling, arguments, llava)
     template = arguments.chat_template or "auto"

@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.file is None:
         raise UsageError("FILE", "not given", wanted="the GGUF file to inspect")
     from tinyllava.files.gguf import open_gguf
-    from tinyllava.files.inspect import describe, format_report
+    from tinyllava.study.inspect import describe, format_report
 
     with open_gguf(arguments.file) as file:
         description = describe(file)

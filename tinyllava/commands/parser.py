@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, NoReturn
 
-from tinyllava import __version__
 from tinyllava.errors import UsageError
+from tinyllava.version import __version__
 
 HELP = ("-h", "--help", "--usage")
 VERSION = "--version"

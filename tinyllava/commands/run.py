@@ -47,8 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def answer_all(arguments: argparse.Namespace, report: Report) -> int:
     """Check everything that can be checked without the model, load it, and answer."""
-    from tinyllava.generate import Stream
-
     check_settings(arguments)
     task = read_task(arguments, report)
     sampling = read_sampling(arguments)
@@ -57,12 +55,12 @@ def answer_all(arguments: argparse.Namespace, report: Report) -> int:
     sampling = complete(sampling, arguments, llava)
     # All plans and streams come before the first answer: what is wrong with any of them is said at once.
     plans = [make_plan(llava, task.prompt, pictures, arguments) for pictures in task.groups]
-    streams = [Stream(llava, plan, sampling, report.progress) for plan in plans]
+    streams = [llava.answer(plan, sampling, report.progress) for plan in plans]
     report.begin()
     for i, (pictures, stream) in enumerate(zip(task.groups, streams, strict=True)):
         if len(task.groups) > 1:
             report.say(f"--- picture {i + 1} of {len(task.groups)}")
-        answer(stream, pictures, sampling, arguments, report)
+        answer(llava, stream, pictures, sampling, arguments, report)
     return 0
 
 
@@ -198,6 +196,7 @@ def complete(sampling: Sampling, arguments: argparse.Namespace, llava: LLaVA) ->
 
 
 def answer(
+    llava: LLaVA,
     stream: Stream,
     pictures: list[Path],
     sampling: Sampling,
@@ -205,7 +204,7 @@ def answer(
     report: Report,
 ) -> None:
     """Say the plan, and print the answer as it is made, or at its end as JSON."""
-    llava, plan = stream.llava, stream.plan
+    plan = stream.plan
     report.plan(plan, pictures, llava)
     if arguments.verbose_prompt:
         report.tokens(plan, llava.tokenizer)

@@ -15,7 +15,7 @@ from tinyllava.errors import UsageError
 
 if TYPE_CHECKING:
     from tinyllava.llava import LLaVA
-    from tinyllava.study.tracing import Trace
+    from tinyllava.study.trace import Trace
 
 DESCRIPTION = """\
 Record named activations of a whole run: pixels, each part of each block, the picture's tokens, logits,
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
     arguments = make_parser().parse(words)
     arguments.dtype = DTYPES.get(arguments.dtype, arguments.dtype)
     if arguments.list and arguments.model is None and arguments.mmproj is None:
-        from tinyllava.taps import ENTRIES
+        from tinyllava.study.tap_names import ENTRIES
 
         print_lines(name_table({name: entry.shape for name, entry in ENTRIES.items()}))
         return 0
@@ -76,9 +76,9 @@ def main(words: Sequence[str]) -> int:
     check(arguments)
     llava = load(arguments, report)
     if arguments.list:
-        from tinyllava.study.tracing import tap_names
+        from tinyllava.study.trace import taps_of
 
-        print_lines(name_table(tap_names(llava)))
+        print_lines(name_table(taps_of(llava)))
         return 0
     with compiling.watch(report.compiling):
         trace = record(llava, arguments, report)
@@ -136,7 +136,7 @@ def load(arguments: argparse.Namespace, report: Report) -> LLaVA:
 
 def record(llava: LLaVA, arguments: argparse.Namespace, report: Report) -> Trace:
     """Run, with a progress bar."""
-    from tinyllava.study.tracing import trace
+    from tinyllava.study.trace import trace
 
     return trace(
         llava,
@@ -164,14 +164,14 @@ def summary(trace: Trace) -> Iterator[str]:
 
 def name_table(names: dict[str, tuple[str, ...]]) -> Iterator[str]:
     """Every name with its shape, and what llama.cpp and transformers call it."""
-    from tinyllava import taps
+    from tinyllava.study import tap_names
 
     yield f"{'tinyllava':<25}{'shape':<41}{'llama.cpp':<25}transformers (of a module; < its input)"
     for name, shape in names.items():
-        entry = taps.ENTRIES.get(name) or taps.entry(name)
+        entry = tap_names.ENTRIES.get(name) or tap_names.entry(name)
         assert entry is not None, name
         number = name.split(".")[2] if entry.name != name else "{i}"
-        others = (entry.llama_cpp[0] if entry.llama_cpp else "-", taps.full_name(entry.transformers) or "-")
+        others = (entry.llama_cpp[0] if entry.llama_cpp else "-", tap_names.full_name(entry.transformers) or "-")
         cpp, theirs = (other.replace("{i}", number) for other in others)
         yield f"{name:<25}{'(' + ', '.join(shape) + ')':<41}{cpp:<25}{theirs}"
 

@@ -18,8 +18,8 @@ from tinyllava.convert.rope import RopeScaling, rope_freqs, rope_scaling
 from tinyllava.convert.tensors import Source, new_tensor, one_vector
 from tinyllava.convert.vocabulary import TYPES, Vocabulary, fit, read_vocabulary
 from tinyllava.errors import ModelError
-from tinyllava.files.checkpoint import StoredArray
 from tinyllava.files.gguf_write import NewTensor
+from tinyllava.files.stored import StoredArray
 from tinyllava.quant.blocks import TYPES as BLOCK_TYPES
 
 N_HEAD = 32  # transformers' default for all these models, and what llava-hf's config.json files leave out

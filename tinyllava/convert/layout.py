@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava.errors import FileError, ModelError
-from tinyllava.files.checkpoint import Checkpoint, StoredArray, open_checkpoint, open_shard, read_json
+from tinyllava.files.checkpoint import Checkpoint, open_checkpoint, open_shard, read_json
+from tinyllava.files.stored import StoredArray
 from tinyllava.names import identify
 
 Arrays = dict[str, StoredArray]  # by GGUF's names

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.convert.layout import Arrays, Parts
-from tinyllava.files.checkpoint import StoredArray
 from tinyllava.files.safetensors import write_safetensors
+from tinyllava.files.stored import StoredArray
 from tinyllava.names import NEWLINE, PROJECTOR, TOWER
 
 PROJECTOR_FILE, TOWER_FILE = "llava.projector", "llava.clip"

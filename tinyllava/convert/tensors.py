@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from tinyllava.convert.requantize import n_cores, ordered_map, quantize_rows
 from tinyllava.errors import ModelError
-from tinyllava.files.checkpoint import StoredArray
 from tinyllava.files.gguf_write import NewTensor
+from tinyllava.files.stored import StoredArray
 from tinyllava.quant.blocks import TYPES
 
 FLOATS = ("F32", "F16", "BF16", "F64")

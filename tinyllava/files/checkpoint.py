@@ -6,73 +6,18 @@ Nothing is read but the shards' headers until an array is asked for, so a checkp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tinyllava.errors import FileError
+from tinyllava.files.safetensors import open_safetensors
+from tinyllava.files.stored import AGAIN, StoredArray
+from tinyllava.files.torch_zip import open_torch_zip
 
-# Stored type -> the NumPy type of its bits, little-endian. NumPy has no bfloat16 and no 8-bit float.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("u1"),
-    "U8": np.dtype("u1"),
-    "I8": np.dtype("i1"),
-    "F8_E4M3": np.dtype("u1"),
-    "F8_E5M2": np.dtype("u1"),
-    "I16": np.dtype("<i2"),
-    "U16": np.dtype("<u2"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "I32": np.dtype("<i4"),
-    "U32": np.dtype("<u4"),
-    "F32": np.dtype("<f4"),
-    "I64": np.dtype("<i8"),
-    "U64": np.dtype("<u8"),
-    "F64": np.dtype("<f8"),
-}
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MAX_JSON_BYTES = 256 << 20  # of a config or an index; LLaVA's largest, with tokenizer.json, are 20 MB
-AGAIN = "Download the file again"
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array in a shard. ``dtype`` is a key of DTYPES; nothing is read before :meth:`read`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    where: str  # what messages call it: file and name
-    load: Callable[[], npt.NDArray[Any]] = field(repr=False)
-
-    @property
-    def n_elements(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.n_elements * DTYPES[self.dtype].itemsize
-
-    def read(self) -> npt.NDArray[Any]:
-        """The array of ``shape``, little-endian as stored; a view of the mapped file where the format allows.
-
-        BF16 comes as the uint16 of its bits, 8-bit floats as uint8. FileError if the shard is damaged there.
-        """
-        return self.load()
-
-    def float32(self) -> npt.NDArray[np.float32]:
-        """The values as float32: exact for F32, F16, BF16. FileError for a type that holds no floats."""
-        values = self.read()
-        if self.dtype == "BF16":  # the upper half of a float32
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        if self.dtype not in ("F16", "F32", "F64"):
-            raise FileError(self.where, f"type {self.dtype}", wanted="F32, F16, BF16 or F64")
-        return values.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -140,11 +85,7 @@ def open_shard(path: str | Path) -> Mapping[str, StoredArray]:
         raise FileError(path, error.strerror or "cannot be read") from None
     is_safetensors = head[8:] == b"{"  # the guide of 2023 has people rename llava.clip to pytorch_model.bin
     if head[:2] == b"PK" or (path.suffix in (".bin", ".pth", ".pt") and not is_safetensors):
-        from tinyllava.files.torch_zip import open_torch_zip
-
         return open_torch_zip(path)
-    from tinyllava.files.safetensors import open_safetensors
-
     return open_safetensors(path)
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.errors import FileError
-from tinyllava.files.checkpoint import AGAIN, DTYPES, StoredArray
 from tinyllava.files.gguf_write import put, replacing
+from tinyllava.files.stored import AGAIN, DTYPES, StoredArray
 
 MAX_HEADER = 100_000_000  # bytes, the bound of the safetensors library
 
@@ -62,14 +62,6 @@ def write_safetensors(
         put(out, struct.pack("<Q", len(text)) + text, path)
         for stored in arrays.values():
             put(out, np.ascontiguousarray(stored.read()).reshape(-1).view(np.uint8).data, path)
-
-
-def stored(name: str, values: npt.NDArray[Any], dtype: str | None = None) -> StoredArray:
-    """An array in memory as a StoredArray; ``dtype`` where NumPy's type does not tell (BF16 as uint16 bits)."""
-    if dtype is None:
-        kind = values.dtype.newbyteorder("<")
-        dtype = next(key for key, known in DTYPES.items() if known == kind and key != "BOOL")
-    return StoredArray(name, dtype, values.shape, name, lambda: values)
 
 
 def _map(path: Path) -> mmap.mmap:

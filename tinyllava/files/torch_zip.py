@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava.errors import FileError
-from tinyllava.files.checkpoint import AGAIN, DTYPES, StoredArray
+from tinyllava.files.stored import AGAIN, DTYPES, StoredArray
 
 MAX_PICKLE = 64 << 20  # bytes; that of a 70B model takes 0.1 MB
 RESAVE = "where PyTorch is, with torch.save(torch.load(file, weights_only=True), file)"

@@ -1,34 +1,30 @@
-"""The key/value cache: what attention remembers of the tokens already read."""
+"""The KV cache: the keys and values of the tokens already read, which later tokens attend to."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinyllava.errors import ContextError
-
-if TYPE_CHECKING:
-    from tinyllava.language.config import LlamaConfig
-    from tinyllava.ops import Array, Ops
+from tinyllava.language.config import LlamaConfig
+from tinyllava.ops import Array, Ops
 
 
 class KVCache:
     """Keys and values of every layer for up to ``n_ctx`` positions, of which ``length`` are filled.
 
-    Held as one array (n_head_kv, n_ctx, head_dim) for each layer, in the memory of the backend that computes
-    it, so that a head's history is one contiguous run. The memory is only reserved here: the system hands
-    out pages as positions are written.
+    Each layer has one array (n_head_kv, n_ctx, head_dim) of keys and one of values, in the memory of the backend
+    that computes the layer; so a head's keys lie one after the other. The memory is only reserved here: the
+    operating system provides its pages as positions are written.
     """
 
     def __init__(self, config: LlamaConfig, n_ctx: int, ops: Ops) -> None:
         shape = (config.n_head_kv, n_ctx, config.head_dim)
-        self.layers = [ops.layer(i) for i in range(config.n_layer)]  # who computes and holds each layer
+        self.layers = [ops.layer(i) for i in range(config.n_layer)]  # the backend that computes and holds each
         self.k: list[Array] = [here.cache(shape) for here in self.layers]
         self.v: list[Array] = [here.cache(shape) for here in self.layers]
-        self.angles: tuple[Array, Array] | None = None  # RoPE's, of all n_ctx positions, once they are known
+        self.angles: dict[Ops, tuple[Array, Array]] = {}  # of RoPE: cos and sin (n_ctx, n_pair) by backend
         self.n_ctx = n_ctx
-        self.positions = {here: here.position(n_ctx) for here in (ops, *self.layers)}
+        self.positions = {here: here.position(n_ctx) for here in (ops, *self.layers)}  # one count a backend
         self._position = self.positions[ops]
 
     @property
@@ -45,10 +41,10 @@ class KVCache:
             )
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Write k, v (n, n_head_kv, head_dim) after what layer ``layer`` holds; return all it holds then.
+        """Write k, v (n, n_head_kv, head_dim) behind those that layer ``layer`` holds; return all of them.
 
-        The returned views have shape (length + n, n_head_kv, head_dim). ``length`` moves only by
-        :meth:`advance`, once every layer has written.
+        The returned views have shape (length + n, n_head_kv, head_dim). ``length`` grows only by
+        :meth:`advance`, once every layer has appended.
         """
         here = self.layers[layer]
         return here.append_kv((self.k[layer], self.v[layer]), (k, v), self.positions[here])
@@ -59,5 +55,5 @@ class KVCache:
             here.advance(position, n)
 
     def truncate(self, length: int) -> None:
-        """Forget everything from position ``length`` on."""
+        """Drop everything from position ``length`` on."""
         self.advance(int(np.clip(length, 0, self.length)) - self.length)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinyllava.errors import ModelError
+from tinyllava.files.gguf import GGUFFile
+from tinyllava.ops import RopeKind
 
-if TYPE_CHECKING:
-    from tinyllava.files.gguf import GGUFFile
-    from tinyllava.ops import RopeKind
-
-# Which features RoPE pairs belongs to the architecture (llama.cpp: llama_model_rope_type).
+# The architectures that llama.py computes, and which features RoPE pairs (llama_model_rope_type in llama.cpp).
 # For "llama" the converters have permuted wq and wk so that pairs are neighbours; for "qwen2" they have not.
 ROPE_KINDS: dict[str, RopeKind] = {"llama": "norm", "qwen2": "neox"}
 
@@ -61,7 +62,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
     head_dim = keys.integer("attention.key_length", n_embd // n_head)
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise ModelError(file.path, "attention.value_length differs from key_length", wanted="one head width")
-    if keys.integer("expert_count", 0, minimum=0) > 0:
+    if is_mixture(file.metadata, file.tensors):
         raise ModelError(file.path, "a mixture of experts", wanted="a dense model")
     return LlamaConfig(
         architecture=architecture,
@@ -81,6 +82,12 @@ def read_config(file: GGUFFile) -> LlamaConfig:
     )
 
 
+def is_mixture(metadata: Mapping[str, Any], names: Collection[str]) -> bool:
+    """Whether a file is a mixture of experts, by its metadata or its tensors' names."""
+    n_experts = metadata.get(f"{metadata.get('general.architecture')}.expert_count", 0)
+    return n_experts not in (0, None) or any("_exps." in name for name in names)
+
+
 class Keys:
     """Typed access to the metadata keys ``<prefix>.*`` of a file, with errors that name the key."""
 
@@ -92,7 +99,7 @@ class Keys:
         """The value, or None. A per-layer array whose entries agree counts as one number."""
         value = self.file.metadata.get(f"{self.prefix}.{key}")
         if isinstance(value, (list, tuple, np.ndarray)):
-            if len(value) == 0 or any(v != value[0] for v in value):
+            if len({str(v) for v in value}) != 1:
                 raise self.error(key, "differs from layer to layer", "one number for all layers")
             value = value[0]
         return value
@@ -102,14 +109,14 @@ class Keys:
         value = default if value is None else value
         if value is None:
             raise self.error(key, "is missing", "a number")
-        if isinstance(value, (str, bool)) or int(value) != value or value < minimum:
+        if not is_number(value) or int(value) != value or value < minimum:
             raise self.error(key, f"is {value!r}", f"a whole number of at least {minimum}")
         return int(value)
 
     def number(self, key: str, default: float) -> float:
         value = self.get(key)
         value = default if value is None else value
-        if isinstance(value, (str, bool)) or not 0 < float(value) < float("inf"):
+        if not is_number(value) or value <= 0:
             raise self.error(key, f"is {value!r}", "a positive number")
         return float(value)
 
@@ -122,6 +129,12 @@ class Keys:
 
     def error(self, key: str, found: str, wanted: str) -> ModelError:
         return ModelError(f"{self.file.path}: {self.prefix}.{key}", found, wanted=wanted)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a metadata value is a finite number; a bool is none."""
+    numbers = (int, float, np.integer, np.floating)
+    return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _not_a_language_model(file: GGUFFile, architecture: str) -> ModelError:
@@ -141,8 +154,8 @@ def _embedding_shape(file: GGUFFile) -> tuple[int, int]:
 
 
 def _count_blocks(file: GGUFFile) -> int:
-    indices = [int(name.split(".")[1]) for name in file.tensors if name.startswith("blk.")]
-    return 1 + max(indices, default=-1)
+    numbers = [int(match[1]) for name in file.tensors if (match := re.match(r"blk\.(\d{1,6})\.", name))]
+    return 1 + max(numbers, default=-1)
 
 
 def _ffn_width(file: GGUFFile) -> int | None:

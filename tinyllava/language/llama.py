@@ -9,19 +9,18 @@ Letters in the shapes: n tokens in this call, m tokens in the cache once they ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from tinyllava.files.gguf import GGUFFile
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import LlamaConfig
-from tinyllava.ops import hand_over
-from tinyllava.trace import NULL, Tap
+from tinyllava.ops import Array, Matrix, Ops
+from tinyllava.tap import NULL, Tap
 from tinyllava.weights import array, load_weights, matrix, vector
 
-if TYPE_CHECKING:
-    from tinyllava.files.gguf import GGUFFile
-    from tinyllava.ops import Array, Matrix, Ops
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -74,26 +73,17 @@ def embed(ids: list[int], llama: Llama, ops: Ops) -> Array:
 def forward(x: Array, llama: Llama, cache: KVCache, ops: Ops, tap: Tap = NULL) -> Array:
     """Embeddings x (n, d), after what ``cache`` holds, through every block -> (n, d), ready for the head.
 
-    The embeddings may be a picture's as well as tokens': nothing here tells them apart, and the mask is
-    causal for both, as in the original LLaVA. Extends the cache by n tokens; ContextError if they do not fit.
+    The embeddings may be a picture's or tokens': both are treated alike, and the mask is causal for both, as in
+    the original LLaVA. Appends n tokens to the cache; ContextError if they do not fit.
     """
     config = llama.config
     cache.check_room(len(x))
-    cos, sin = next_angles(len(x), llama, cache, ops)  # (n, n_pair) each
+    angles = next_angles(len(x), llama, cache, ops)
     x = tap("inp_embd", x)  # (n, d)
-    here = ops
-    for i, layer in enumerate(llama.blk):
-        last, here, at = here, ops.layer(i), tap.at(f"blk.{i}")
-        x, cos, sin = hand_over(last, here, x, cos, sin)
-        y = at("attn_norm", here.rms_norm(x, layer.attn_norm, config.norm_eps))  # (n, d)
-        q, k, v = project_qkv(y, layer, config, here, at)  # (n, n_head | n_head_kv, head_dim)
-        q = at("attn_q_rope", here.rope(q, cos, sin, config.rope_kind))
-        k = at("attn_k_rope", here.rope(k, cos, sin, config.rope_kind))
-        k, v = cache.append(i, k, v)  # (m, n_head_kv, head_dim) each
-        x = at("ffn_inp", here.add(x, attend(q, k, v, layer, here, at)))  # (n, d)
-        y = at("ffn_norm", here.rms_norm(x, layer.ffn_norm, config.norm_eps))
-        x = at("l_out", here.add(x, feed_forward(y, layer, here, at)))  # (n, d)
-    (x,) = hand_over(here, ops, x)
+    for i in range(config.n_layer):
+        here, x = ops.layer(i), ops.to_layer(i, x)  # the backend of block i; most models have one for all
+        x = run_block(x, i, llama, cache, angles[here], here, tap.at(f"blk.{i}"))  # (n, d)
+    x = ops.to_layer(None, x)
     cache.advance(len(x))
     return tap("result_norm", ops.rms_norm(x, llama.output_norm, config.norm_eps))  # (n, d)
 
@@ -102,6 +92,22 @@ def unembed(x: Array, llama: Llama, ops: Ops, tap: Tap = NULL) -> Array:
     """The head: what ``forward`` returned (n, d) -> logits (n, n_vocab)."""
     head = llama.token_embd if llama.output is None else llama.output
     return tap("result_output", ops.linear(x, head))  # (n, n_vocab)
+
+
+def run_block(
+    x: Array, i: int, llama: Llama, cache: KVCache, angles: tuple[Array, Array], ops: Ops, tap: Tap
+) -> Array:
+    """Block i: x + attention(norm(x)), then + feed_forward(norm(...)): (n, d) -> (n, d). Fills its KV cache."""
+    layer, config = llama.blk[i], llama.config
+    cos, sin = angles  # (n, n_pair) each
+    y = tap("attn_norm", ops.rms_norm(x, layer.attn_norm, config.norm_eps))  # (n, d)
+    q, k, v = project_qkv(y, layer, config, ops, tap)  # (n, n_head | n_head_kv, head_dim)
+    q = tap("attn_q_rope", ops.rope(q, cos, sin, config.rope_kind))
+    k = tap("attn_k_rope", ops.rope(k, cos, sin, config.rope_kind))
+    k, v = cache.append(i, k, v)  # (m, n_head_kv, head_dim) each
+    x = tap("ffn_inp", ops.add(x, attend(q, k, v, layer, ops, tap)))  # (n, d)
+    y = tap("ffn_norm", ops.rms_norm(x, layer.ffn_norm, config.norm_eps))
+    return tap("l_out", ops.add(x, feed_forward(y, layer, ops, tap)))  # (n, d)
 
 
 def project_qkv(
@@ -132,19 +138,25 @@ def feed_forward(x: Array, layer: Layer, ops: Ops, tap: Tap) -> Array:
     return tap("ffn_down", ops.linear(hidden, layer.ffn_down, layer.ffn_down_bias))  # (n, d)
 
 
-def next_angles(n: int, llama: Llama, cache: KVCache, ops: Ops) -> tuple[Array, Array]:
-    """cos and sin (n, n_pair) for the next n tokens, out of a table of all positions that is made once."""
-    if cache.angles is None:
-        cache.angles = rope_angles(0, cache.n_ctx, llama, ops)
-    cos, sin = cache.angles  # (n_ctx, n_pair) each
-    start = cache.positions[ops]
-    return ops.slice_at(cos, start, n), ops.slice_at(sin, start, n)
+def next_angles(n: int, llama: Llama, cache: KVCache, ops: Ops) -> dict[Ops, tuple[Array, Array]]:
+    """cos and sin (n, n_pair) for the next n tokens, in the arrays of each backend that computes blocks.
+
+    They are slices of tables of all positions, which the cache keeps once they are computed.
+    """
+    if not cache.angles:
+        cos, sin = rope_angles(0, cache.n_ctx, llama, ops)  # (n_ctx, n_pair) each
+        cache.angles = {here: (here.array(cos), here.array(sin)) for here in dict.fromkeys(cache.layers)}
+    angles = {}
+    for here, (cos, sin) in cache.angles.items():
+        start = cache.positions[here]
+        angles[here] = here.slice_at(cos, start, n), here.slice_at(sin, start, n)
+    return angles
 
 
-def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Array, Array]:
+def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Floats, Floats]:
     """cos and sin (n, n_pair) of the angles by which RoPE turns the n tokens from position ``start`` on.
 
-    Computed in float64: in float32, an angle of a few thousand radians has lost half its digits.
+    NumPy's, in float64: in float32, an angle of a few thousand radians has lost half its digits.
     """
     config = llama.config
     frequency = config.rope_base ** (-2.0 * np.arange(config.n_pair) / config.n_rot)  # (n_pair,)
@@ -152,10 +164,10 @@ def rope_angles(start: int, n: int, llama: Llama, ops: Ops) -> tuple[Array, Arra
         frequency = frequency / ops.numpy(llama.rope_freqs).astype(np.float64)
     position = np.arange(start, start + n) / config.rope_scale  # (n,)
     angle = position[:, None] * frequency  # (n, n_pair)
-    return ops.array(np.cos(angle)), ops.array(np.sin(angle))
+    return np.cos(angle), np.sin(angle)
 
 
-# Where a forward pass can be watched, with the shape seen there. llama.cpp's names where it has one.
+# The taps of the forward pass, each with its value's shape. The names are llama.cpp's where it has one.
 TAPS = {
     "inp_embd": ("n", "n_embd"),
     "blk.{i}.attn_norm": ("n", "n_embd"),

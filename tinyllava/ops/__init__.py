@@ -4,8 +4,8 @@ The forward passes (vision/clip.py, vision/projector.py, language/llama.py) take
 ``ops`` and know nothing else of it, so two backends can meet in one process and each model is written once.
 reference.py is the definition of every operation; the other backends are measured against it.
 
-Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing; in steps that are repeated,
-only what gives views: a backend that records a step records operations.
+Between operations the forward passes use the arrays' own ``+``, ``*`` and indexing; in a captured step only what
+gives views (indexing, reshape), because a capture holds operations: arithmetic between them would not be replayed.
 
 Letters in the shapes: n tokens, d features, h heads, g kv heads, k head_dim.
 """
@@ -48,8 +48,10 @@ class Ops(Protocol):
     threads: int
     batch: int  # tokens of a prompt that are best read at once
 
-    # Who computes block i of the language model: itself, unless two backends share the model (split.py).
+    # The backend of the language model's block i, and x as its array (None: for what comes after the blocks).
+    # They are this backend itself and x as it is, unless two backends share a model (split.py).
     def layer(self, i: int) -> Ops: ...
+    def to_layer(self, i: int | None, x: Array) -> Array: ...
 
     # Between the file, NumPy and the backend.
     def matrix(self, tensor: Tensor) -> Matrix: ...
@@ -59,7 +61,7 @@ class Ops(Protocol):
     def zeros(self, shape: tuple[int, ...]) -> Array: ...
     def cache(self, shape: tuple[int, ...]) -> Array: ...
 
-    # Places in a sequence, and steps that are taken again and again.
+    # Positions in a sequence, and steps that may be captured and replayed.
     def position(self, limit: int) -> Position: ...
     def advance(self, position: Position, n: int) -> None: ...
     def slice_at(self, table: Array, start: Position, n: int) -> Array: ...
@@ -84,8 +86,3 @@ class Ops(Protocol):
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array: ...
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array: ...
     def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array: ...
-
-
-def hand_over(giver: Ops, taker: Ops, *arrays: Array) -> list[Array]:
-    """Arrays of one backend as another's, by way of NumPy; the same arrays if the two are one."""
-    return list(arrays) if giver is taker else [taker.array(giver.numpy(x)) for x in arrays]

@@ -61,6 +61,10 @@ class NumpyOps:
         """The backend of the language model's block ``i``."""
         return self
 
+    def to_layer(self, i: int | None, x: Array) -> Array:  # noqa: ARG002
+        """x in the arrays of block ``i``'s backend."""
+        return x
+
     # ---- between the file, NumPy and the backend
 
     def matrix(self, tensor: Tensor) -> Matrix:

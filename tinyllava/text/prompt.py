@@ -201,7 +201,9 @@ def encode_prompt(
     Each stretch is tokenised alone (so SentencePiece puts a space in front of each, unless ``space_prefix``
     is "first_text"), and BOS stays only at the very start, even where a picture comes first.
     """
-    encoded: list[list[int] | ImageSlot] = [[tokenizer.bos_id]] if _adds_bos(tokenizer) else []  # type: ignore[list-item]
+    encoded: list[list[int] | ImageSlot] = []
+    if _adds_bos(tokenizer):
+        encoded.append([tokenizer.bos_id])  # type: ignore[list-item]
     for i, part in enumerate(parts):
         if isinstance(part, ImageSlot):
             encoded.append(part)

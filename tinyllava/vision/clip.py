@@ -1,7 +1,7 @@
 """The vision tower: one square tile becomes features, one row for each patch.
 
 A Vision Transformer (Dosovitskiy et al. 2021) as trained by CLIP (Radford et al. 2021): norms come before
-attention and MLP, there is one more norm right after the embeddings, and attention looks both ways.
+attention and MLP, there is one more norm right after the embeddings, and attention is bidirectional.
 LLaVA reads the features of a late block, not the class token that CLIP itself was trained through.
 Source of the names: llama.cpp's mmproj files. Of the maths: transformers' modeling_clip.py.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava.trace import NULL, Tap
+from tinyllava.tap import NULL, Tap
 from tinyllava.vision.config import VisionConfig
 from tinyllava.weights import array, load_weights, matrix, vector
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
     from tinyllava.ops import Array, Matrix, Ops
 
-__all__ = ["VISION_TAPS", "VisionConfig", "VisionWeights", "encode_tile", "load_vision"]
-
-# Where the forward pass can be watched, with the shape seen there; the caller's prefix ("vit.") comes before.
+# The taps of the forward pass, each with its value's shape; the caller's prefix ("vit.") comes before the name.
 VISION_TAPS = {
     "patch_embd": ("n_patches", "n_embd"),  # after the patch convolution
     "inp_embd": ("1 + n_patches", "n_embd"),  # the class embedding in front, positions added
@@ -100,7 +98,7 @@ def load_vision(file: GGUFFile, config: VisionConfig, ops: Ops) -> VisionWeights
     return load_weights(VisionWeights, file, config, ops, blocks=blocks)
 
 
-def encode_tile(
+def tile_features(
     pixels: npt.NDArray[Any], weights: VisionWeights, config: VisionConfig, ops: Ops, tap: Tap = NULL
 ) -> Array:
     """One tile's features: normalised pixels (3, image_px, image_px) -> (n_patches, n_embd), row by row."""

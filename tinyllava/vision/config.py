@@ -1,25 +1,24 @@
 """What an mmproj GGUF file says of its vision tower, and what its tensors say where its keys do not.
 
 Such files were written by several scripts over three years. Keys are missing, or disagree with the tensors;
-shapes cannot be wrong, so sizes are taken from them wherever they tell. What was inferred is in `notes`.
+shapes cannot be wrong, so sizes are taken from them wherever possible. What was inferred is in `notes`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from tinyllava.errors import ModelError
+from tinyllava.files.gguf import GGUFFile
+from tinyllava.ops import Activation
 from tinyllava.profile import LLAVA, Blocks, ClassToken, Profile
 from tinyllava.vision.image import Size
-
-if TYPE_CHECKING:
-    from tinyllava.files.gguf import GGUFFile
-    from tinyllava.ops import Activation
 
 Aspect = Literal["pad", "square", "anyres"]
 Merge = Literal["flat", "spatial", "spatial_unpad"]
@@ -178,7 +177,7 @@ class Reader:
         if "v.class_embd" not in names:
             raise self.error("a vision tower without v.class_embd (SigLIP?)", wanted="a CLIP tower")
         if "v.blk.0.attn_qkv.weight" in names:
-            raise self.error("fused tensors attn_qkv", wanted="attn_q, attn_k and attn_v apart")
+            raise self.error("fused tensors attn_qkv", wanted="separate attn_q, attn_k and attn_v")
 
     def image_px(self, patch_px: int) -> int:
         """The tile's side: the key, or what the number of stored positions allows."""
@@ -253,9 +252,9 @@ class Reader:
         The tensors decide between one layer and more: the 2023 script writes "mlp" into every file.
         """
         said = self.text("clip.projector_type", self.text(KEY + "projector_type", ""))
-        found = next((kind for name, kind in OTHER_PROJECTORS if name in self.file.tensors), "")
-        if found or said not in ("", "mlp", "linear"):
-            raise self.error(f"projector {found or said!r}", wanted="mlp or linear")
+        kind = projector_kind(self.keys, self.file.tensors)
+        if kind not in ("", "unknown", *PROJECTORS):  # those two lack a tensor, which shape() names
+            raise self.error(f"projector {kind!r}", wanted=" or ".join(PROJECTORS))
         numbered = (re.fullmatch(r"mm\.(\d{1,3})\.weight", name) for name in self.file.tensors)
         numbers = sorted(int(match[1]) for match in numbered if match)
         layers = [f"mm.{number}" for number in numbers] or ["mm"]
@@ -301,10 +300,31 @@ class Reader:
         return cast(Merge, value)
 
 
-# A tensor that only one kind of projector has -> that kind. None of these runs yet.
-OTHER_PROJECTORS = (
-    ("mm.model.mb_block.1.block.0.0.weight", "ldp"),
-    ("mm.model.peg.0.weight", "ldpv2"),
-    ("resampler.query", "resampler"),
+PROJECTORS = ("mlp", "linear")  # those that projector.py computes
+# How the names of tensors begin that only one kind of projector has, and the kind. The first match counts.
+PROJECTOR_SIGNS = (
+    ("mm.model.mb_block.", "ldp"),  # MobileVLM
+    ("mm.model.peg.", "ldpv2"),  # MobileVLM V2
+    ("resampler.", "resampler"),  # MiniCPM-V
     ("mm.3.weight", "mlp_norm"),  # Yi-VL: Linear, LayerNorm, GELU, Linear, LayerNorm
+    ("mm.2.weight", "mlp"),  # LLaVA-1.5 and 1.6
+    ("mm.0.weight", "linear"),
+    ("mm.weight", "linear"),  # LLaVA of April 2023
 )
+
+
+def projector_kind(metadata: Mapping[str, Any], names: Collection[str]) -> str:
+    """The projector's name in llama.cpp, e.g. "mlp"; "" if there is none, "unknown" if nothing names it.
+
+    The tensors have the last word over a key that says "mlp": the 2023 converter writes that into every file,
+    and older files have no such key.
+    """
+    said = str(metadata.get("clip.projector_type") or metadata.get(KEY + "projector_type") or "")
+    other = "unknown" if any_begins(names, "mm.") else ""
+    seen = next((kind for sign, kind in PROJECTOR_SIGNS if any_begins(names, sign)), other)
+    return seen if said in ("", *PROJECTORS) else said
+
+
+def any_begins(names: Collection[str], *prefixes: str) -> bool:
+    """Whether any tensor's name begins with one of ``prefixes``."""
+    return any(name.startswith(prefixes) for name in names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tinyllava.trace import NULL, Tap
+from tinyllava.tap import NULL, Tap
 from tinyllava.vision.config import VisionConfig
 from tinyllava.weights import load_weights, matrix, vector
 

@@ -55,6 +55,9 @@ class CupyOps:
     def layer(self, i: int) -> Ops:  # noqa: ARG002
         return self
 
+    def to_layer(self, i: int | None, x: Array) -> Array:  # noqa: ARG002
+        return x
+
     # ---- between the file, NumPy and the backend
 
     def matrix(self, tensor: Tensor) -> Matrix:
