@@ -104,8 +104,18 @@ def own_error(folder: str | Path, case: str) -> float:
     return error(compute(path, case, backend="numba"), truth_of(path, case))
 
 
+def sentence() -> str:
+    """The result for README.md."""
+    found = json.loads(FILE.read_text())
+    ratios = [found[case]["ours"] / found[case]["llama.cpp"] for case in CASES]
+    return (
+        f"On {len(ratios)} files the fast path's error is {min(ratios):.2f} to {max(ratios):.2f} times "
+        "llama.cpp's on the same file: [each of them](golden/rounding.md)."
+    )
+
+
 def table() -> str:
-    """The table for README.md."""
+    """The table of golden/rounding.md."""
     found = json.loads(FILE.read_text())
     lines = ["| file | ours | llama.cpp | ratio |", "|---|---|---|---|"]
     for case in CASES:

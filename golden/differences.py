@@ -1,7 +1,7 @@
 """Known differences between implementations: measure each, and show all as a table.
 
     python -m golden.differences measure [--no-answers] [ID ...]    writes figures into known_differences.toml
-    python -m golden.differences table                              prints the README's table
+    python -m golden.differences table                              prints the table of golden/differences.md
 
 An ID is a difference's, a profile's (what the demo answers right with all its choices), or "drawn".
 """
@@ -248,7 +248,7 @@ def with_lines(text: str, id: str, lines: list[str], keep: tuple[str, ...]) -> s
     return text[:start] + entry[:place] + "".join(f"{line}\n" for line in lines) + entry[place:] + text[end:]
 
 
-# ---- the README's table
+# ---- golden/differences.md's table, and README.md's sentence
 
 HEADER = ("difference", *PROFILES, "embeddings", "answers")
 
@@ -260,6 +260,19 @@ def table() -> str:
         cells = [difference["what"], *(difference[name] for name in PROFILES)]
         rows.append((*cells, embeddings_cell(difference), answers_cell(difference)))
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def sentence() -> str:
+    """The result for README.md: the largest changes by one choice, and how much each profile answers right."""
+    found = read()
+    entries, figures = found["difference"], found["demo"]
+    effect, changed = (max(entry.get(key, 0) for entry in entries) for key in ("effect", "answers"))
+    right = ", ".join(f"{percent(figures[f'right-{name}'])} as {name}" for name in PROFILES)
+    return (
+        f"Of [{len(entries)} known differences](golden/differences.md) one alone changes a picture's embeddings "
+        f"by up to {percent(effect)} and the demo's answers by up to {percent(changed)}; of "
+        f"{figures['questions']} questions about drawn scenes it answers exactly right {right}."
+    )
 
 
 def embeddings_cell(difference: dict[str, Any]) -> str:

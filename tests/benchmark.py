@@ -3,7 +3,7 @@
     python -m tests.benchmark --folder F --peer llama.cpp=PYTHON --peer ik=PYTHON --peer torch=PYTHON \\
         --llava-cli llama-llava-cli                                    all of it: some 40 minutes and 20 GB in F
     python -m tests.benchmark ... --only prefill --models "1.26B Q4_0" --lengths 512      a slice of it
-    python -m tests.readme                                             the table in README.md from the file
+    python -m tests.readme                                             the tables in golden/cpu.md and README.md
 
 A slice's rows replace those of the same work, model and peer; others stay. Nothing else should run meanwhile.
 PYTHON is the one that has the peer; ik needs its library built for this processor, in IK_LLAMA_CPP_LIB_PATH.

@@ -1,8 +1,10 @@
-"""README.md's commands and their output, run for real: python -m tests.readme rewrites what has changed.
+"""README.md's commands and their output, and what golden/ generates into it and into the pages beside it.
+
+    python -m tests.readme    rewrites what has changed
 
 A block marked ```console holds lines that begin with "$ ", each followed by what the command printed on stdout.
 The commands run in the repository's folder; `tinyllava` and `python` are the ones that run this file. Between the
-comments "begin NAME" and "end NAME" stands a table that golden/ makes.
+comments "begin NAME" and "end NAME" stands a table or a sentence that golden/'s data give.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+GOLDEN = ROOT / "golden"
+PAGES = [README, *(GOLDEN / f"{name}.md" for name in ("differences", "rounding", "cpu", "gpu", "pointing"))]
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BEGIN = re.compile(r"<!-- begin ([\w-]+)")
 SET_UP = ("pip ", "git ", "cd ")  # commands that install: shown, but not run here; .ci/run does
 
 
@@ -54,36 +59,49 @@ def run(command: Command) -> str:
     return done.stdout
 
 
-def tables() -> dict[str, str]:
-    """The generated tables by the name in their comments."""
+def generated(page: Path) -> dict[str, str]:
+    """What stands between the comments of one page, by the name in them."""
     from golden import accuracy, differences
-    from tests import gpu_table, speed_table
+    from tests import gpu_table, pointing_table, speed_table
 
-    return {
-        "accuracy": accuracy.table(),
-        "differences": differences.table(),
-        "speed": speed_table.table(),
-        "gpu": gpu_table.table(),
+    found = {
+        "README.md": {
+            "speed": speed_table.summary(),
+            "rounding": accuracy.sentence(),
+            "gpu": gpu_table.sentence(),
+            "differences": differences.sentence(),
+            "pointing": pointing_table.sentence(),
+        },
+        "differences.md": {"differences": differences.table()},
+        "rounding.md": {"rounding": accuracy.table()},
+        "cpu.md": {"speed": speed_table.table()},
+        "gpu.md": {"gpu": gpu_table.table()},
+        "pointing.md": {"pointing": pointing_table.table()},
     }
+    return found[page.name]
 
 
-def with_tables(text: str) -> str:
-    """README.md's text with its generated tables as golden/ makes them now."""
-    for name, table in tables().items():
+def with_generated(page: Path) -> str:
+    """The page's text with what is generated as golden/'s data give it now."""
+    text, parts = page.read_text(encoding="utf-8"), generated(page)
+    if sorted(BEGIN.findall(text)) != sorted(parts):
+        raise RuntimeError(f"{page.name} has places for {BEGIN.findall(text)}; wanted {list(parts)}")
+    for name, part in parts.items():
         pattern = re.compile(rf"(<!-- begin {name}\b.*?-->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text, n = pattern.subn(lambda match, table=table: f"{match[1]}{table.strip()}\n{match[2]}", text)
+        text, n = pattern.subn(lambda match, part=part: f"{match[1]}{part.strip()}\n{match[2]}", text)
         if n != 1:
-            raise RuntimeError(f"README.md has {n} places for the table {name}")
+            raise RuntimeError(f"{page.name} has no end for {name}")
     return text
 
 
 def main() -> None:
-    """Rewrite README.md with what its commands print now."""
-    text = with_tables(README.read_text(encoding="utf-8"))
-    for command in commands(text):
-        if command.runs:
-            text = text.replace(f"$ {command.line}\n{command.output}", f"$ {command.line}\n{run(command)}")
-    README.write_text(text, encoding="utf-8")
+    """Rewrite every page with what golden/'s data give and what its commands print now."""
+    for page in PAGES:
+        text = with_generated(page)
+        for command in commands(text):
+            if command.runs:
+                text = text.replace(f"$ {command.line}\n{command.output}", f"$ {command.line}\n{run(command)}")
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_our_error_is_at_most_llama_cpps_on_a_real_model() -> None:
 def check(case: str, folder: Path) -> None:
     own = accuracy.own_error(folder, case)
     assert own <= STORED[case]["llama.cpp"]
-    assert own == pytest.approx(STORED[case]["ours"], rel=0.1)  # what README says
+    assert own == pytest.approx(STORED[case]["ours"], rel=0.1)  # what golden/rounding.md says
 
 
 def test_every_stored_case_is_tested() -> None:

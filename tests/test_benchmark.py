@@ -1,4 +1,4 @@
-"""The benchmark runs from end to end, at tiny shapes; README.md's table says what its file says."""
+"""The benchmark runs from end to end, at tiny shapes; the tables of its results say what its file says."""
 
 from __future__ import annotations
 
@@ -90,6 +90,19 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
         "\n"
         "a processor, 2 threads, 2026-01-02; medians of 1 turns. ik-llama-cpp-python 3; all with their defaults.\n"
     )
+
+
+def test_the_summary_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    rows = [*FOUND["rows"], {**ROW, "work": "prefill 512", "model": "7B Q6_K", "ratio": 2.0}]
+    path.write_text(json.dumps({**FOUND, "rows": rows}))
+    assert speed_table.summary(path).splitlines()[:5] == [
+        "| beside | llama.cpp | ik_llama.cpp | torch, bfloat16 |",
+        "|---|---|---|---|",
+        "| prompt of 512, 2 files | 1.50 | 1.25 to 2.00 | – |",
+        "| prompt of 2,500, 7B Q4_0 | – | 1.25 | – |",
+        "| encode 1 tile, ViT | – | – | 1.00 |",
+    ]
 
 
 def test_ratios_of_the_stored_file_are_medians_of_its_pairs() -> None:

@@ -1,11 +1,11 @@
-"""README.md's tables of the GPU: from a file of results to lines of text, by hand."""
+"""golden/gpu.md's tables and README.md's sentence: from a file of results to lines of text, by hand."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from tests.gpu_table import table
+from tests.gpu_table import SHOWN, sentence, table
 
 ABOUT = {"card": "H200", "driver": "580.1", "cuda": "13.0", "date": "2026-11-22", "cupy": "14.2.0"}
 RESULTS = {
@@ -43,3 +43,14 @@ def test_results_become_tables(tmp_path: Path) -> None:
     assert table(path) == "Not measured yet.\n"
     path.write_text(json.dumps(RESULTS), encoding="utf-8")
     assert table(path) == TABLE
+
+
+def test_results_become_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    steps = [{"what": what, "ours_s": 0.5, "peer_s": 1.0 + i} for i, what in enumerate(SHOWN)]
+    path.write_text(json.dumps({**RESULTS, "steps": steps}), encoding="utf-8")
+    assert sentence(path) == (
+        "Beside transformers in float16 on an H200, tinyllava encodes a picture 2.00 times as fast, reads 2,928 "
+        "tokens with a 7B model in F16 4.00 times as fast, and writes one 6.00 times as fast, with 0.79 to "
+        "0.79 times its error; weights take at most 1.02 times their file's size: [every step](golden/gpu.md)."
+    )
