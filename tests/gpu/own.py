@@ -20,7 +20,7 @@ from tinyllava.language.llama import embed, forward, load_llama, unembed
 from tinyllava.ops.gpu.ops import CupyOps
 from tinyllava.ops.gpu.weights import DeviceMatrix
 from tinyllava.profile import LLAVA
-from tinyllava.vision.clip import VisionConfig, encode_tile, load_vision
+from tinyllava.vision.clip import VisionConfig, load_vision, tile_features
 from tinyllava.vision.projector import load_projector, project
 
 WARM_UP, REPEAT = 3, 10

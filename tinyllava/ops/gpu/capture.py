@@ -8,18 +8,23 @@ read from device memory: the token or the pixels (``input``), and positions (pos
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import cupy
 import numpy as np
 
+from tinyllava.ops import Array
+from tinyllava.ops.gpu.kernels import Kernels
 from tinyllava.ops.gpu.position import DevicePosition
 
-if TYPE_CHECKING:
-    from tinyllava.ops import Array
-    from tinyllava.ops.gpu.ops import CupyOps
+Step = Callable[[Any], Array]
 
-Step = Callable[[Any], "Array"]
+
+class Capturing(Protocol):
+    """What a backend has that captures its steps: the advances of positions while it does, else None."""
+
+    kernels: Kernels
+    capturing: list[tuple[DevicePosition, int]] | None
 
 
 class CapturedStep:
@@ -28,7 +33,7 @@ class CapturedStep:
     A call that the graph does not fit (another shape, or a full cache) runs ``step`` itself.
     """
 
-    def __init__(self, step: Step, ops: CupyOps) -> None:
+    def __init__(self, step: Step, ops: Capturing) -> None:
         self.step = step
         self.ops = ops
         self.stream = cupy.cuda.Stream()  # it waits for the default stream, and the default stream for it
