@@ -155,7 +155,7 @@ def score_block(q, k, scores, n_queries, n_keys, seen) -> None:  # type: ignore[
 
 
 @kernel
-def softmax_block(scores, o, largest, sums, n_queries, n_keys, seen, scratch) -> None:  # type: ignore[no-untyped-def]
+def softmax_block(scores, o, largest, sums, n_queries, n_keys, seen, scratch):  # type: ignore[no-untyped-def]
     """The running softmax over the block's scores, which become weights; o is corrected."""
     n, stride, width = round_up(n_keys, 16), 4 * K_BLOCK, o.shape[1]
     for first in range(0, n_queries, 16):
