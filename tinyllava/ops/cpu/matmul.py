@@ -108,7 +108,8 @@ def _place_token(run: TaskRunner, x: Array, order: int, c: int) -> tuple[int, in
 
 def _quantize_call(run: TaskRunner, x: Array, order: int, c: int, q: int, scales: int) -> TaskCall:
     """Writes a token x (d_in,) there."""
-    return quantize_token, -(-len(x) // TOKEN_CHUNK), (run.address(x), len(x), order, c, q, scales)
+    scratch = run.scratch("quantization", QUANTIZE_SCRATCH * run.pool.size)
+    return quantize_token, -(-len(x) // TOKEN_CHUNK), (run.address(x), len(x), order, c, q, scales, scratch)
 
 
 def _gemv_call(run: TaskRunner, w: HeldMatrix, token: tuple[int, int], y: Array) -> TaskCall:

@@ -35,7 +35,6 @@ from tinyllava.ops.cpu.simd.intrinsics import (
 from tinyllava.ops.cpu.simd.reduce import sums_of_each
 from tinyllava.ops.cpu.simd.rounding import (
     X_WORD,
-    best_step,
     extreme,
     extremes_of_each,
     extremes_of_four,
@@ -44,7 +43,6 @@ from tinyllava.ops.cpu.simd.rounding import (
     put_ends,
     put_ints,
     put_rounded,
-    quantize_bytes,
     quantize_words,
     rounding_errors,
     sums_of_four,
@@ -52,62 +50,100 @@ from tinyllava.ops.cpu.simd.rounding import (
 )
 from tinyllava.ops.cpu.thread_pool import arguments_at
 
-# ---- one token
+# ---- 16 blocks of 32 columns
 
-# The orders of a token's columns and scales. For each 256 columns: 256 int8, and the scales and sums
-#     SCALES_32    columns in order; | 8 scales | 8 sums |
-# NIBBLES_32   the same scales; of each 128 columns, the first 16 of four blocks of 32, then the last 16 of them
-#     NIBBLES_K    of each 128 columns, blocks 0, 2, 1, 3; the scales of blocks 1 and 3 divided by 16
-#     SCALES_16    columns in order; | 16 scales | 16 sums |, for each 16 columns
-# where a sum is d * sum(q), times -c in the formats with a constant c. FLOAT32 is the token as it is.
-SCALES_32, NIBBLES_32, NIBBLES_K, SCALES_16, FLOAT32 = range(5)
-TOKEN_CHUNK = 256  # columns of a chunk: no order goes beyond them
-
-
-@task
-def quantize_token(args: int, chunk: int, _thread_id: int) -> None:
-    """TOKEN_CHUNK columns of a token x (d,) -> int8 at q, scales and sums at ``scales``."""
-    x, d, order, c, q, scales = arguments_at(args, 6)
-    first = TOKEN_CHUNK * chunk
-    size = 128 if order == SCALES_16 else 64  # bytes of the scales and sums of 256 columns
-    quantize_columns(x + 4 * first, min(TOKEN_CHUNK, d - first), order, c, q + first, scales + size * chunk)
-
-
-@kernel
-def quantize_columns(x: int, d: int, order: int, c: int, q: int, scales: int) -> None:
-    """At most 256 columns."""
-    factor = np.float32(-c) if c else np.float32(1.0)
-    for b in range(d // 32):
-        scale = best_step(x + 128 * b)
-        inverse = np.float32(1.0) / scale if scale != np.float32(0.0) else np.float32(0.0)
-        place = b ^ 3 if order == NIBBLES_K and (b + 1) & 2 else b  # of 0, 1, 2, 3: 0, 2, 1, 3
-        both = quantize_bytes(x + 128 * b, inverse, q + 32 * place)
-        first = scale * factor * np.float32(np.int32(both & 0xFFFFFFFF))
-        second = scale * factor * np.float32(both >> 32)
-        if order == SCALES_16:
-            at = scales + 8 * b
-            put_float(at, scale)
-            put_float(at + 4, scale)
-            put_float(at + 64, first)
-            put_float(at + 68, second)
-        else:
-            at = scales + 4 * b
-            put_float(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
-            put_float(at + 32, first + second)
-    if order == NIBBLES_32 and d == TOKEN_CHUNK:
-        part_halves(q)
-        part_halves(q + 128)
-
-
-# ---- many tokens
-
-KC = 1024  # columns that GEMM multiplies at a time, so that packed weights stay in the first-level cache
 BLOCKS = 16  # blocks of 32 columns that are quantized together, a lane of a vector for each
 # Scratch of a thread: scales, their inverses (a vector each), sums (two), then two vectors for each block.
 SCALES_AT, INVERSES_AT, SUMS_AT, PARTS_AT = 0, 64, 128, 256
 QUANTIZE_SCRATCH = PARTS_AT + 2 * 64 * BLOCKS
 TOPS = tuple(np.float32(top) for top in (-128, -127, -126, -125))  # what the largest number may become
 
+
+@kernel
+def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
+    """The best scale of each of ``count`` blocks at x, and its inverse -> SCALES_AT and INVERSES_AT of the
+    scratch.
+
+    ``together``: four blocks share a scale. For so many numbers one is nearly as good as another: two are tried.
+    """
+    parts = scratch + PARTS_AT
+    for b in range(count):
+        put_ends(x + 128 * b, parts + 64 * b)
+    for b in range(count, BLOCKS):
+        put_floats(parts + 64 * b, no_floats())
+        put_floats(parts + 64 * b + 1024, no_floats())
+    ends = extremes_of_each(parts)
+    ends = extremes_of_four(ends) if together else ends
+    inverse = inverse_or_zero(ends)
+    best, least = no_floats(), everywhere(np.float32(np.inf))
+    for i in range(2 if together else 4):
+        top = TOPS[i]
+        scale = times(ends, everywhere(np.float32(1.0) / top))
+        put_floats(scratch + INVERSES_AT, times(inverse, everywhere(top)))
+        for b in range(count):
+            put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(scratch + INVERSES_AT + 4 * b)))
+        error = times(sums_of_each(parts), everywhere(np.float32(1.0) / (top * top)))  # times ends^2, as all are
+        error = sums_of_four(error) if together else error
+        best, least = where_less(error, least, scale, best), where_less(error, least, error, least)
+    best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less
+    put_floats(scratch + SCALES_AT, best)
+    put_floats(scratch + INVERSES_AT, inverse_or_zero(best))
+
+
+# ---- one token
+
+# The orders of a token's columns and scales. For each 256 columns: 256 int8, and the scales and sums
+#     SCALES_32    columns in order; | 8 scales | 8 sums |
+#     NIBBLES_32   the same scales; of each 128 columns, the first 16 of four blocks of 32, then the last 16 of them
+#     NIBBLES_K    of each 128 columns, blocks 0, 2, 1, 3; the scales of blocks 1 and 3 divided by 16
+#     SCALES_16    columns in order; | 16 scales | 16 sums |, for each 16 columns
+# where a sum is d * sum(q), times -c in the formats with a constant c. FLOAT32 is the token as it is.
+SCALES_32, NIBBLES_32, NIBBLES_K, SCALES_16, FLOAT32 = range(5)
+TOKEN_CHUNK = BLOCKS * BLOCK  # columns of a chunk
+
+
+@task
+def quantize_token(args: int, chunk: int, thread_id: int) -> None:
+    """TOKEN_CHUNK columns of a token x (d,) -> int8 at q, scales and sums at ``scales``."""
+    x, d, order, c, q, scales, scratch = arguments_at(args, 7)
+    first, scratch = TOKEN_CHUNK * chunk, scratch + thread_id * QUANTIZE_SCRATCH
+    x, q, count = x + 4 * first, q + first, min(TOKEN_CHUNK, d - first) // BLOCK
+    best_scales(x, count, False, scratch)
+    parts, inverses = scratch + PARTS_AT, scratch + INVERSES_AT
+    for b in range(count):
+        place = b ^ 3 if order == NIBBLES_K and (b + 1) & 2 else b  # of 0, 1, 2, 3: 0, 2, 1, 3
+        put_rounded(x + 128 * b, float_at(inverses + 4 * b), q + BLOCK * place, parts + 64 * b)
+    if order == NIBBLES_32:
+        for i in range(0, count // 8 * 256, 128):
+            part_halves(q + i)
+    factor = everywhere(np.float32(-c) if c else np.float32(1.0))
+    factors = times(load_floats(scratch + SCALES_AT), factor)
+    put_floats(scratch + SUMS_AT, times(factors, sums_of_each(parts)))  # of the first 16 columns of each block
+    put_floats(scratch + SUMS_AT + 64, times(factors, sums_of_each(parts + 1024)))  # of the others
+    put_token_scales(scratch, count, order, scales + (8 if order == SCALES_16 else 4) * 2 * BLOCKS * chunk)
+
+
+@kernel
+def put_token_scales(scratch: int, count: int, order: int, to: int) -> None:
+    """The scales and sums of ``count`` blocks in the scratch -> their places in an order."""
+    for b in range(count):
+        scale = float_at(scratch + SCALES_AT + 4 * b)
+        first, second = float_at(scratch + SUMS_AT + 4 * b), float_at(scratch + SUMS_AT + 64 + 4 * b)
+        if order == SCALES_16:
+            at = to + 128 * (b // 8) + 8 * (b % 8)
+            put_float(at, scale)
+            put_float(at + 4, scale)
+            put_float(at + 64, first)
+            put_float(at + 68, second)
+        else:
+            at = to + 64 * (b // 8) + 4 * (b % 8)
+            put_float(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
+            put_float(at + 32, first + second)
+
+
+# ---- many tokens
+
+KC = 1024  # columns that GEMM multiplies at a time, so that packed weights stay in the first-level cache
 # By layout (microkernel.py): columns of a packed block, its bytes, where its scales and sums begin.
 COLUMNS = tuple(layout.columns for layout in LAYOUTS)
 X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
@@ -169,37 +205,6 @@ def clear_token(block: int, layout: int, t: int) -> None:
     put_int(block + X_SCALES[layout] + 4 * t, 0)
     for i in range(0, more, 4):
         put_int(block + X_SUMS[layout] + t * more + i, 0)
-
-
-@kernel
-def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
-    """The best scale of each of ``count`` blocks at x, and its inverse -> SCALES_AT and INVERSES_AT of the
-    scratch.
-
-    ``together``: four blocks share a scale. For so many numbers one is nearly as good as another: two are tried.
-    """
-    parts = scratch + PARTS_AT
-    for b in range(count):
-        put_ends(x + 128 * b, parts + 64 * b)
-    for b in range(count, BLOCKS):
-        put_floats(parts + 64 * b, no_floats())
-        put_floats(parts + 64 * b + 1024, no_floats())
-    ends = extremes_of_each(parts)
-    ends = extremes_of_four(ends) if together else ends
-    inverse = inverse_or_zero(ends)
-    best, least = no_floats(), everywhere(np.float32(np.inf))
-    for i in range(2 if together else 4):
-        top = TOPS[i]
-        scale = times(ends, everywhere(np.float32(1.0) / top))
-        put_floats(scratch + INVERSES_AT, times(inverse, everywhere(top)))
-        for b in range(count):
-            put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(scratch + INVERSES_AT + 4 * b)))
-        error = times(sums_of_each(parts), everywhere(np.float32(1.0) / (top * top)))  # times ends^2, as all are
-        error = sums_of_four(error) if together else error
-        best, least = where_less(error, least, scale, best), where_less(error, least, error, least)
-    best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less
-    put_floats(scratch + SCALES_AT, best)
-    put_floats(scratch + INVERSES_AT, inverse_or_zero(best))
 
 
 @kernel

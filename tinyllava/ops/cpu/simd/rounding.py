@@ -16,7 +16,6 @@ from tinyllava.ops.cpu.simd.llvm import (
     I8,
     I16,
     I32,
-    I64,
     INTS,
     call,
     constant,
@@ -69,44 +68,10 @@ def _quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, k
     return parts
 
 
-@instruction("i:ifi")
-def quantize_bytes(builder: Any, address: Any, inverse: Any, to: Any) -> Any:
-    """32 floats times ``inverse`` -> 32 x s8. Returns the sums of the first 16 (lower word) and of the others."""
-    sums = []
-    for v in _quantize(builder, address, inverse, 127.0, to, I8):
-        sums.append(call(builder, "llvm.vector.reduce.add.v16i32", I32, v))
-    low, high = builder.zext(sums[0], I64), builder.zext(sums[1], I64)
-    return builder.or_(low, builder.shl(high, ir.Constant(I64, 32)))
-
-
 @instruction("-:ifi")
 def quantize_words(builder: Any, address: Any, inverse: Any, to: Any) -> None:
     """32 floats times ``inverse`` -> 32 x s16."""
     _quantize(builder, address, inverse, 32767.0, to, I16)
-
-
-@instruction("f:i")
-def best_step(builder: Any, address: Any) -> Any:
-    """The step d for 32 floats, for which the largest becomes -128, -127, -126 or -125. NaN if one is not finite.
-
-    Which of the four is best is chance, and the best of them has 8% less error than any one alone. (The sign is
-    that of -128 because 8 bits have no 128.)
-    """
-    parts = [load(builder, address, FLOATS, at) for at in (0, 64)]
-    end = _extreme(builder, *parts)
-    inverse = builder.fdiv(ir.Constant(F32, 1.0), end)
-    best, least = None, None
-    for top in (-128.0, -127.0, -126.0, -125.0):
-        step = builder.fmul(end, ir.Constant(F32, 1.0 / top))
-        error = fold(builder, _squared_distances(builder, parts, builder.fmul(inverse, ir.Constant(F32, top))))
-        error = builder.fmul(error, ir.Constant(F32, 1.0 / top**2))  # times end^2, which all have in common
-        if best is None:
-            best, least = step, error
-        else:
-            better = builder.fcmp_ordered("<", error, least)
-            best, least = builder.select(better, step, best), builder.select(better, error, least)
-    spoilt = builder.fadd(best, builder.fmul(least, ir.Constant(F32, 0.0)))  # NaN if the error is
-    return builder.select(builder.fcmp_ordered("==", end, ir.Constant(F32, 0.0)), end, spoilt)
 
 
 def _squared_distances(builder: Any, parts: Any, inverse: Any) -> Any:
