@@ -24,15 +24,15 @@ from golden.manifest import record, save_json, versions
 from tinyllava.ops.cpu.microkernel import loop
 from tinyllava.ops.cpu.ops import NumbaOps
 from tinyllava.ops.cpu.simd.llvm import (
-    BYTES,
-    FLOATS,
+    F32X16,
+    I8X64,
     I32,
+    I32X16,
     I64,
-    INTS,
+    broadcast,
     emit_dot4,
-    emit_fused,
+    emit_fma,
     instruction,
-    splat,
 )
 from tinyllava.ops.select import select
 from tinyllava.quant.blocks import TYPES
@@ -78,22 +78,22 @@ def chains(kind: Any, step: Any) -> Any:
     """An instruction f(n): n times CHAINS products that do not wait for each other, in registers alone."""
 
     def emit(builder: Any, n: Any) -> Any:
-        value = builder.bitcast(splat(builder, builder.trunc(n, I32)), kind)  # which one does not matter
+        value = builder.bitcast(broadcast(builder, builder.trunc(n, I32)), kind)  # which one does not matter
         sums = loop(builder, n, [value] * CHAINS, lambda _, sums: [step(builder, total, value) for total in sums])
-        last = builder.bitcast(sums[0], INTS)
+        last = builder.bitcast(sums[0], I32X16)
         for total in sums[1:]:  # so that none of them is left out
-            last = builder.xor(last, builder.bitcast(total, INTS))
+            last = builder.xor(last, builder.bitcast(total, I32X16))
         return builder.zext(builder.extract_element(last, ir.Constant(I32, 0)), I64)
 
     return instruction("i:i")(emit)
 
 
 def dot_step(builder: Any, total: Any, value: Any) -> Any:
-    return emit_dot4(builder, total, *[builder.bitcast(value, BYTES)] * 2)
+    return emit_dot4(builder, total, *[builder.bitcast(value, I8X64)] * 2)
 
 
-bytes_in_registers = chains(INTS, dot_step)
-floats_in_registers = chains(FLOATS, lambda builder, total, value: emit_fused(builder, value, value, total))
+bytes_in_registers = chains(I32X16, dot_step)
+floats_in_registers = chains(F32X16, lambda builder, total, value: emit_fma(builder, value, value, total))
 
 
 @njit(nogil=True)  # type: ignore[misc]

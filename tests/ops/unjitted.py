@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ def _arguments_at(address: int, count: int) -> tuple[int, ...]:
     return tuple((ctypes.c_int64 * count).from_address(address))
 
 
-def _fused_one(a: Any, b: Any, c: Any) -> np.float32:
+def _fma(a: Any, b: Any, c: Any) -> np.float32:
     return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
 
 
@@ -30,10 +30,10 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "_pointer": ctypes.c_void_p,
     "arguments_at": _arguments_at,
     "int64_at": lambda address: ctypes.c_int64.from_address(address).value,
-    "float_at": lambda address: np.float32(ctypes.c_float.from_address(address).value),
-    "float_of_bits": lambda bits: np.float32(struct.unpack("f", struct.pack("i", bits))[0]),
-    "fused_one": _fused_one,
-    "power_of_two": lambda n: np.float32(2.0) ** n,
+    "load_f32": lambda address: np.float32(ctypes.c_float.from_address(address).value),
+    "f32_of_bits": lambda bits: np.float32(struct.unpack("f", struct.pack("i", bits))[0]),
+    "fma_f32": _fma,
+    "exp2": lambda n: np.float32(2.0) ** n,
 }
 
 
@@ -49,6 +49,8 @@ def unjitted(function: Any, **stand_ins: Callable[..., Any]) -> Callable[..., An
             for name in source.__code__.co_names:
                 if name in stand_ins or name in STAND_INS:
                     names[name] = stand_ins.get(name) or STAND_INS[name]
+                elif isinstance(names.get(name), ModuleType) and "simd" in names[name].__name__:
+                    names[name] = SimpleNamespace(**STAND_INS)  # ``simd.load_f32(...)``
                 elif isinstance(names.get(name), Dispatcher | Task):
                     names[name] = plain(names[name])
         return known[id(source)]

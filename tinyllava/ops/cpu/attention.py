@@ -10,22 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import LANES, MR, NR_F32, interleave, loop, microkernel_f32
-from tinyllava.ops.cpu.simd.intrinsics import (
-    everywhere,
-    float_at,
-    half_at,
-    load_floats,
-    load_half_vector,
-    load_halves,
-    put_floats,
-    times,
-)
-from tinyllava.ops.cpu.simd.llvm import F32, FLOATS, I64, constant, emit_fused, instruction, load, splat, store
-from tinyllava.ops.cpu.simd.reduce import fold_each, sum_lanes
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import llvm, reduce
 from tinyllava.ops.cpu.softmax import pad, running_softmax, scale_row, softmax
 from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row_at
 
@@ -37,13 +26,13 @@ KV_BLOCK = 16  # the same where there is one query
 @kernel
 def copy_row(source: int, is_float16: bool, d: int, row: Any, scale: float) -> None:
     """d numbers at an address, times ``scale`` -> row as float32, with zeros after them."""
-    size, start, factor = 2 if is_float16 else 4, row.ctypes.data, everywhere(scale)
+    size, start, factor = 2 if is_float16 else 4, row.ctypes.data, simd.broadcast(scale)
     for i in range(0, d - 15, 16):
         at = source + size * i
-        put_floats(start + 4 * i, times(load_halves(at) if is_float16 else load_floats(at), factor))
+        simd.store_f32x16(start + 4 * i, (simd.load_f16x16(at) if is_float16 else simd.load_f32x16(at)) * factor)
     for i in range(d // 16 * 16, d):
         at = source + size * i
-        row[i] = (half_at(at) if is_float16 else float_at(at)) * scale
+        row[i] = (simd.load_f16(at) if is_float16 else simd.load_f32(at)) * scale
     for i in range(d, row.shape[0]):
         row[i] = np.float32(0.0)
 
@@ -163,9 +152,9 @@ def softmax_block(scores, o, largest, sums, n_queries, n_keys, seen, scratch):  
         for t in range(16):
             pad(row + t * stride, visible(seen, first + t, n_keys), n)
         correction = running_softmax(row, stride, n, largest.ctypes.data + at, sums.ctypes.data + at, scratch)
-        put_floats(scratch, correction)
+        simd.store_f32x16(scratch, correction)
         for t in range(min(16, n_queries - first)):
-            factor = float_at(scratch + 4 * t)
+            factor = simd.load_f32(scratch + 4 * t)
             if factor != np.float32(1.0):
                 scale_row(o.ctypes.data + 4 * (first + t) * width, width, factor)
 
@@ -190,42 +179,42 @@ def mix_block(scores, v, o, n_queries, n_keys, seen) -> None:  # type: ignore[no
 
 def _rows(builder: Any, rows: Any, stride: Any) -> list[Any]:
     """The addresses of 16 rows."""
-    return [builder.add(rows, builder.mul(stride, ir.Constant(I64, j))) for j in range(KV_BLOCK)]
+    return [builder.add(rows, builder.mul(stride, llvm.i64(j))) for j in range(KV_BLOCK)]
 
 
-@instruction("v:iiii")
+@llvm.instruction("v:iiii")
 def score_keys(builder: Any, q: Any, rows: Any, stride: Any, n_vectors: Any) -> Any:
     """The dot products of a query and 16 keys of n_vectors * 16 features; ``stride`` bytes from key to key."""
     keys = _rows(builder, rows, stride)
 
     def body(i: Any, sums: list[Any]) -> list[Any]:
-        at = builder.shl(i, ir.Constant(I64, 6))
-        part = load(builder, builder.add(q, at), FLOATS)
+        at = builder.shl(i, llvm.i64(6))
+        part = llvm.load(builder, builder.add(q, at), llvm.F32X16)
         return [
-            emit_fused(builder, part, load(builder, builder.add(key, at), FLOATS), sum_)
+            llvm.emit_fma(builder, part, llvm.load(builder, builder.add(key, at), llvm.F32X16), sum_)
             for key, sum_ in zip(keys, sums, strict=True)
         ]
 
-    sums = loop(builder, n_vectors, [constant(FLOATS, 0.0)] * KV_BLOCK, body)
-    return fold_each(builder, sums, sum_lanes)
+    sums = loop(builder, n_vectors, [llvm.f32x16(0.0)] * KV_BLOCK, body)
+    return reduce.emit_reduce_each(builder, sums, reduce.emit_add)
 
 
-@instruction("-:iiiii")
+@llvm.instruction("-:iiiii")
 def mix_values(builder: Any, o: Any, weights: Any, rows: Any, stride: Any, n_vectors: Any) -> None:
     """o += weights (16,) @ 16 values of n_vectors * 16 features; ``stride`` bytes from value to value."""
     values = _rows(builder, rows, stride)
-    factors = [splat(builder, load(builder, weights, F32, 4 * j)) for j in range(KV_BLOCK)]
+    factors = [llvm.broadcast(builder, llvm.load(builder, weights, llvm.F32, 4 * j)) for j in range(KV_BLOCK)]
 
     def body(i: Any, _: list[Any]) -> list[Any]:
-        at = builder.shl(i, ir.Constant(I64, 6))
+        at = builder.shl(i, llvm.i64(6))
         place = builder.add(o, at)
         # Four sums, so that a product need not wait for the one before it.
-        sums = [load(builder, place, FLOATS), *[constant(FLOATS, 0.0)] * 3]
+        sums = [llvm.load(builder, place, llvm.F32X16), *[llvm.f32x16(0.0)] * 3]
         for j, (value, factor) in enumerate(zip(values, factors, strict=True)):
-            part = load(builder, builder.add(value, at), FLOATS)
-            sums[j % 4] = emit_fused(builder, part, factor, sums[j % 4])
+            part = llvm.load(builder, builder.add(value, at), llvm.F32X16)
+            sums[j % 4] = llvm.emit_fma(builder, part, factor, sums[j % 4])
         pairs = builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3])
-        store(builder, builder.fadd(*pairs), place)
+        llvm.store(builder, builder.fadd(*pairs), place)
         return []
 
     loop(builder, n_vectors, [], body)
@@ -237,15 +226,15 @@ def token_scratch(d: int, m: int, heads: int) -> int:
     return round_up(d, 16) * (2 * heads + KV_BLOCK) + round_up(m, 16) * heads
 
 
-@instruction("-:iiiii")
+@llvm.instruction("-:iiiii")
 def convert_block(builder: Any, at: Any, stride: Any, rows: Any, row_stride: Any, n_vectors: Any) -> None:
     """16 keys or values of n_vectors * 16 float16 -> rows of float32."""
     halves, floats = _rows(builder, at, stride), _rows(builder, rows, row_stride)
 
     def body(i: Any, _: list[Any]) -> list[Any]:
         for half, row in zip(halves, floats, strict=True):
-            numbers = load_half_vector(builder, builder.add(half, builder.shl(i, ir.Constant(I64, 5))))
-            store(builder, numbers, builder.add(row, builder.shl(i, ir.Constant(I64, 6))))
+            numbers = simd.emit_load_f16x16(builder, builder.add(half, builder.shl(i, llvm.i64(5))))
+            llvm.store(builder, numbers, builder.add(row, builder.shl(i, llvm.i64(6))))
         return []
 
     loop(builder, n_vectors, [], body)
@@ -284,7 +273,7 @@ def attend_token(args: int, chunk: int, thread_id: int) -> None:
         load_block(block, k_stride, is_float16 != 0, d, min(KV_BLOCK, m - j), rows)
         for h in range(heads):
             found = score_keys(queries.ctypes.data + h * stride, rows.ctypes.data, stride, n_vectors)
-            put_floats(scores.ctypes.data + 4 * (h * n_scores + j), found)
+            simd.store_f32x16(scores.ctypes.data + 4 * (h * n_scores + j), found)
     for h in range(heads):
         softmax(scores.ctypes.data + 4 * h * n_scores, m, n_scores)
     for j in range(0, m, KV_BLOCK):

@@ -54,6 +54,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     return cached(njit(nogil=True, error_model="numpy", boundscheck=False)(function))
 
 
+placeholder: Any = None  # what a module's names mean that ``specialize`` gives another meaning
+
+
 def specialize(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
     """A copy of a plain function, called ``name``, in which some of its module's names mean something else.
 

@@ -16,16 +16,14 @@ compiles those of its file only. Definition: ops/quantized.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from tinyllava.ops.cpu.compile import Task, kernel, task
+from tinyllava.ops.cpu.compile import Task, kernel, placeholder, task
 from tinyllava.ops.cpu.microkernel import LANES, LAYOUTS, MICROKERNELS, MR, NR, NR_F32, VECTORS, microkernel_f32
 from tinyllava.ops.cpu.microkernel_k import MICROKERNELS_K
 from tinyllava.ops.cpu.pack_weights import PACK, PACK_COLUMNS, PACK_SCRATCH, layout_of
 from tinyllava.ops.cpu.quantize_activations import KC, packed_block
-from tinyllava.ops.cpu.simd.intrinsics import float_at, load_floats, no_floats, put_float, put_floats
+from tinyllava.ops.cpu.simd import intrinsics as simd
 from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at
 from tinyllava.ops.cpu.unpack import FORMATS, Format
 
@@ -35,9 +33,7 @@ GEMM_SCRATCH = PACK_SCRATCH + TOKEN_PANELS * NR * SUMS_STRIDE  # of a thread, be
 
 # What differs from format to format: each has copies of gemm and multiply_panels with names of its own for these.
 COLUMNS = W_SIZE = X_SIZE = 0  # of a packed block
-PACK_PANEL: Any = None
-MICROKERNEL: Any = None
-MULTIPLY_PANELS: Any = None
+PACK_PANEL = MICROKERNEL = MULTIPLY_PANELS = placeholder
 
 
 def gemm(args: int, chunk: int, thread_id: int) -> None:
@@ -101,10 +97,11 @@ def start_sums(sums: int, bias: int, n: int) -> None:
     for t in range(NR):
         row = sums + t * SUMS_STRIDE
         for i in range(0, MR, 16):
-            put_floats(row + 4 * i, load_floats(bias + 4 * i) if bias != 0 and i + 16 <= n else no_floats())
+            is_there = bias != 0 and i + 16 <= n
+            simd.store_f32x16(row + 4 * i, simd.load_f32x16(bias + 4 * i) if is_there else simd.zeros())
         if bias != 0:
             for i in range(n // 16 * 16, n):
-                put_float(row + 4 * i, float_at(bias + 4 * i))
+                simd.store_f32(row + 4 * i, simd.load_f32(bias + 4 * i))
 
 
 @kernel
@@ -112,7 +109,7 @@ def copy_sums(source: int, source_stride: int, to: int, stride: int) -> None:
     """NR rows of MR numbers."""
     for t in range(NR):
         for i in range(0, 4 * MR, 64):
-            put_floats(to + t * stride + i, load_floats(source + t * source_stride + i))
+            simd.store_f32x16(to + t * stride + i, simd.load_f32x16(source + t * source_stride + i))
 
 
 @task
@@ -128,7 +125,7 @@ def gemm_f32(args: int, chunk: int, thread_id: int) -> None:
         at = y + panel * NR_F32 * y_stride + chunk * MR * 4
         for t in range(NR_F32):
             for r in range(MR):
-                put_float(at + t * y_stride + 4 * r, np.float32(0.0))
+                simd.store_f32(at + t * y_stride + 4 * r, np.float32(0.0))
         tokens = x + panel * NR_F32 * d_in * 4
         microkernel_f32(scratch, MR * 4, LANES * 4, tokens, d_in * 4, at, y_stride, d_in)
 

@@ -17,51 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import Task, kernel, task
+from tinyllava.ops.cpu.compile import Task, kernel, placeholder, task
 from tinyllava.ops.cpu.microkernel import BLOCK
 from tinyllava.ops.cpu.quantize_activations import FLOAT32, NIBBLES_32, NIBBLES_K, SCALES_16, SCALES_32
 from tinyllava.ops.cpu.simd import intrinsics as simd
-from tinyllava.ops.cpu.simd import lanes
-from tinyllava.ops.cpu.simd.intrinsics import (
-    bfloat_at,
-    bits_by_half,
-    clear_bytes,
-    dot4,
-    float_at,
-    fused,
-    half_at,
-    load_bfloats,
-    load_bytes,
-    load_floats,
-    load_halves,
-    masked,
-    no_floats,
-    no_ints,
-    prefetch,
-    put_float,
-    quarters_apart,
-    to_floats,
-)
-from tinyllava.ops.cpu.simd.lanes import by_half
-from tinyllava.ops.cpu.simd.reduce import total, total_of_upper_half
+from tinyllava.ops.cpu.simd import lanes, reduce
 from tinyllava.ops.cpu.thread_pool import arguments_at
-from tinyllava.ops.cpu.unpack import FORMATS, Format
+from tinyllava.ops.cpu.unpack import FLOAT_LOADS, FORMATS, Format
 
 AHEAD = 2048  # bytes: how far ahead of its use a block is prefetched
 ODD_BYTES = 576  # of scratch for each two blocks of a row of gemv_odd
 
-# What differs from format to format: each format has copies of the functions below, with names of its own for
-# these.
+# What differs from format to format: each has copies of the functions below, with names of its own for these.
 BYTES = BYTES_256 = D = LOW = QS = 0  # of a block, of 256 columns; offsets of fields, LOW that of m, or of d again
-UNPACK: Any = None  # the functions of unpack.Format
-SCALES: Any = None
-MINIMA: Any = None
-UNPACK_ROW: Any = None
-DOT_256: Any = None  # the functions below
-REST: Any = None
-DOT_ROW: Any = None
-LOAD_16: Any = None  # 16 floating-point weights
-LOAD_1: Any = None
+UNPACK = SCALES = MINIMA = UNPACK_ROW = placeholder  # the functions of unpack.Format
+DOT_ROW = DOT_256 = REST = placeholder  # functions below
+LOAD_16 = LOAD_1 = placeholder  # unpack.FLOAT_LOADS
 
 
 # ---- one task for all formats
@@ -71,7 +42,7 @@ def gemv(args: int, chunk: int, _thread_id: int) -> None:
     """y (d_out,) = W x: rows chunk * step ... of W, ``step`` of them."""
     w, row_bytes, d_out, d_in, x, scales, y, step = arguments_at(args, 8)
     for r in range(chunk * step, min(d_out, (chunk + 1) * step)):
-        put_float(y + 4 * r, DOT_ROW(w + r * row_bytes, x, scales, d_in))
+        simd.store_f32(y + 4 * r, DOT_ROW(w + r * row_bytes, x, scales, d_in))
 
 
 # ---- 256 columns of a row
@@ -81,13 +52,13 @@ def gemv(args: int, chunk: int, _thread_id: int) -> None:
 def prefetch_ahead(block: int, size: int) -> None:
     """Prefetch the cache lines of a block further on."""
     for i in range(0, size, 64):
-        prefetch(block + AHEAD + i)
+        simd.prefetch(block + AHEAD + i)
 
 
 @kernel
 def dot_64(q: Any, x: int, scale: Any, sums: Any) -> Any:
     """sums + 64 unpacked weights times 64 of x, the 16 partial sums each with its scale."""
-    return fused(to_floats(dot4(no_ints(), q, load_bytes(x))), scale, sums)
+    return simd.fma(simd.to_f32(simd.dot4(simd.zeros_i32(), q, simd.load_i8x64(x))), scale, sums)
 
 
 @kernel
@@ -115,11 +86,11 @@ def dot_256_super(block: int, x: int, factors: Any, sums: Any) -> Any:
 def dot_256_q4_0(block: int, x: int, factors: Any, sums: Any) -> Any:
     """Eight blocks of Q4_0, x in the order NIBBLES_32: four blocks' low nibbles together are four first halves."""
     for i in range(2):
-        nibbles, at = quarters_apart(block + 4 * BYTES * i + QS, BYTES), x + 128 * i
-        dots = dot4(no_ints(), bits_by_half(nibbles, 0, 0, 15), load_bytes(at))
-        dots = dot4(dots, bits_by_half(nibbles, 4, 4, 15), load_bytes(at + 64))
+        nibbles, at = simd.load_4x16(block + 4 * BYTES * i + QS, BYTES), x + 128 * i
+        dots = simd.dot4(simd.zeros_i32(), simd.bits_2x32(nibbles, 0, 0, 15), simd.load_i8x64(at))
+        dots = simd.dot4(dots, simd.bits_2x32(nibbles, 4, 4, 15), simd.load_i8x64(at + 64))
         own = lanes.scales_0123(factors) if i == 0 else lanes.scales_4567(factors)
-        sums = fused(to_floats(dots), own, sums)
+        sums = simd.fma(simd.to_f32(dots), own, sums)
     return sums
 
 
@@ -128,11 +99,11 @@ def dot_256_q4_k(block: int, x: int, factors: Any, sums: Any) -> Any:
 
     They are 16 times too large; the scales of the blocks that they meet are divided by 16.
     """
-    first, second = load_bytes(block + QS), load_bytes(block + QS + 64)
-    sums = dot_64(masked(first, 15), x, lanes.scales_02(factors), sums)
-    sums = dot_64(masked(first, 240), x + 64, lanes.scales_13(factors), sums)
-    sums = dot_64(masked(second, 15), x + 128, lanes.scales_46(factors), sums)
-    return dot_64(masked(second, 240), x + 192, lanes.scales_57(factors), sums)
+    first, second = simd.load_i8x64(block + QS), simd.load_i8x64(block + QS + 64)
+    sums = dot_64(simd.and_mask(first, 15), x, lanes.scales_02(factors), sums)
+    sums = dot_64(simd.and_mask(first, 240), x + 64, lanes.scales_13(factors), sums)
+    sums = dot_64(simd.and_mask(second, 15), x + 128, lanes.scales_46(factors), sums)
+    return dot_64(simd.and_mask(second, 240), x + 192, lanes.scales_57(factors), sums)
 
 
 # ---- a row
@@ -140,35 +111,35 @@ def dot_256_q4_k(block: int, x: int, factors: Any, sums: Any) -> Any:
 
 def dot_row_32(row: int, x: int, scales: int, d_in: int) -> float:
     """One row with a scale for each 32 weights. ``scales`` of 256 columns of x: | 8 scales | 8 sums |."""
-    sums, low = no_floats(), no_floats()
+    sums, low = simd.zeros(), simd.zeros()
     for b in range(d_in // 256):
         block = row + BYTES_256 * b
         prefetch_ahead(block, BYTES_256)
-        factors = simd.times(SCALES(block), load_floats(scales + 64 * b))
-        low = simd.add(low, factors)  # of which the upper half counts: minima, or scales, times sums
+        factors = SCALES(block) * simd.load_f32x16(scales + 64 * b)
+        low = low + factors  # of which the upper half counts: minima, or scales, times sums
         sums = DOT_256(block, x + 256 * b, factors, sums)
     return REST(row, x, scales, d_in, sums, low)
 
 
 def dot_row_16(row: int, x: int, scales: int, d_in: int) -> float:
     """One row with a scale for each 16 weights. ``scales`` of 256 columns of x: | 16 scales | 16 sums |."""
-    sums, low = no_floats(), no_floats()
+    sums, low = simd.zeros(), simd.zeros()
     for b in range(d_in // 256):
         block, at = row + BYTES_256 * b, x + 256 * b
         prefetch_ahead(block, BYTES_256)
-        low = fused(MINIMA(block), load_floats(scales + 128 * b + 64), low)
-        factors = simd.times(SCALES(block), load_floats(scales + 128 * b))
+        low = simd.fma(MINIMA(block), simd.load_f32x16(scales + 128 * b + 64), low)
+        factors = SCALES(block) * simd.load_f32x16(scales + 128 * b)
         sums = dot_64(UNPACK(block, 0), at, lanes.scales_0123(factors), sums)
         sums = dot_64(UNPACK(block, 1), at + 64, lanes.scales_4567(factors), sums)
         sums = dot_64(UNPACK(block, 2), at + 128, lanes.scales_89ab(factors), sums)
         sums = dot_64(UNPACK(block, 3), at + 192, lanes.scales_cdef(factors), sums)
-    return total(sums) + total(low)
+    return reduce.sum_lanes(sums) + reduce.sum_lanes(low)
 
 
 @kernel
 def no_rest(_row: int, _x: int, _scales: int, _d_in: int, sums: Any, low: Any) -> float:
     """The product, once all super-blocks have been added up: a row is a whole number of them."""
-    return total(sums) + total_of_upper_half(low)
+    return reduce.sum_lanes(sums) + reduce.sum_upper_lanes(low)
 
 
 def rest_of_blocks(row: int, x: int, scales: int, d_in: int, sums: Any, low: Any) -> float:
@@ -177,21 +148,21 @@ def rest_of_blocks(row: int, x: int, scales: int, d_in: int, sums: Any, low: Any
     for p in range(d_in // 256 * 4, d_in // 64):
         a, at = row + 2 * BYTES * p, scales + 64 * (p // 4) + 8 * (p % 4)
         b = a + BYTES
-        factors = by_half(half_at(a + D) * float_at(at), half_at(b + D) * float_at(at + 4))
-        sums = dot_64(UNPACK(a, b), x + 64 * p, factors, sums)
-        rest += half_at(a + LOW) * float_at(at + 32) + half_at(b + LOW) * float_at(at + 36)
-    return total(sums) + total_of_upper_half(low) + rest
+        first, second = simd.load_f16(a + D) * simd.load_f32(at), simd.load_f16(b + D) * simd.load_f32(at + 4)
+        sums = dot_64(UNPACK(a, b), x + 64 * p, lanes.two_values(first, second), sums)
+        rest += simd.load_f16(a + LOW) * simd.load_f32(at + 32) + simd.load_f16(b + LOW) * simd.load_f32(at + 36)
+    return reduce.sum_lanes(sums) + reduce.sum_upper_lanes(low) + rest
 
 
 def dot_row_float(row: int, x: int, _scales: int, d_in: int) -> float:
     """One row of floating-point weights, x as float32."""
-    sums, more = no_floats(), no_floats()  # two chains, since each product waits for the sum before it
+    sums, more = simd.zeros(), simd.zeros()  # two chains, since each product waits for the sum before it
     for i in range(0, d_in - 31, 32):
-        sums = fused(LOAD_16(row + BYTES * i), load_floats(x + 4 * i), sums)
-        more = fused(LOAD_16(row + BYTES * (i + 16)), load_floats(x + 4 * i + 64), more)
-    rest = total(simd.add(sums, more))
+        sums = simd.fma(LOAD_16(row + BYTES * i), simd.load_f32x16(x + 4 * i), sums)
+        more = simd.fma(LOAD_16(row + BYTES * (i + 16)), simd.load_f32x16(x + 4 * i + 64), more)
+    rest = reduce.sum_lanes(sums + more)
     for i in range(d_in // 32 * 32, d_in):
-        rest += LOAD_1(row + BYTES * i) * float_at(x + 4 * i)
+        rest += LOAD_1(row + BYTES * i) * simd.load_f32(x + 4 * i)
     return rest
 
 
@@ -206,23 +177,23 @@ def gemv_odd(args: int, chunk: int, thread_id: int) -> None:
     n_pairs, table = (d_in // 32 + 1) // 2, scratch + thread_id * size
     q = table + 512 * n_pairs
     for i in range(512 * n_pairs - 256, ODD_BYTES * n_pairs, 64):
-        clear_bytes(table + i)
+        simd.store_zeros(table + i)
     for r in range(chunk * step, min(d_out, (chunk + 1) * step)):
         UNPACK_ROW(w + r * row_bytes, d_in // 32, q, table, 256)
-        put_float(y + 4 * r, dot_unpacked(q, table, x, scales, n_pairs, LOW))
+        simd.store_f32(y + 4 * r, dot_unpacked(q, table, x, scales, n_pairs, LOW))
 
 
 @kernel
 def dot_unpacked(q: int, table: int, x: int, scales: int, n_pairs: int, low_at: int) -> float:
     """An unpacked row times x, of whose 256 columns each ``scales`` are | 16 scales | 16 sums |."""
-    sums, low = no_floats(), np.float32(0.0)
+    sums, low = simd.zeros(), np.float32(0.0)
     for p in range(n_pairs):
         a, b, at = table + 512 * p, table + 512 * p + 256, scales + 128 * (p // 4) + 16 * (p % 4)
-        factors = by_half(float_at(a) * float_at(at), float_at(b) * float_at(at + 8))
-        sums = dot_64(load_bytes(q + 64 * p), x + 64 * p, factors, sums)
-        low += float_at(a + low_at) * (float_at(at + 64) + float_at(at + 68))
-        low += float_at(b + low_at) * (float_at(at + 72) + float_at(at + 76))
-    return total(sums) + low
+        factors = lanes.two_values(simd.load_f32(a) * simd.load_f32(at), simd.load_f32(b) * simd.load_f32(at + 8))
+        sums = dot_64(simd.load_i8x64(q + 64 * p), x + 64 * p, factors, sums)
+        low += simd.load_f32(a + low_at) * (simd.load_f32(at + 64) + simd.load_f32(at + 68))
+        low += simd.load_f32(b + low_at) * (simd.load_f32(at + 72) + simd.load_f32(at + 76))
+    return reduce.sum_lanes(sums) + low
 
 
 # ---- each format's copies
@@ -231,9 +202,7 @@ def dot_unpacked(q: int, table: int, x: int, scales: int, n_pairs: int, low_at: 
 def _dot_row(form: Format) -> Any:
     """One row of a format times a token."""
     if form.kind == "float":
-        load_16, load_1 = {
-            "F32": (load_floats, float_at), "F16": (load_halves, half_at), "BF16": (load_bfloats, bfloat_at),
-        }[form.block.name]  # fmt: skip
+        load_16, load_1 = FLOAT_LOADS[form.block.name]
         return form.specialize(dot_row_float, LOAD_16=load_16, LOAD_1=load_1)
     functions = {"UNPACK": form.unpack, "SCALES": form.scales}
     if form.groups == 2:

@@ -31,28 +31,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.cpu.simd.llvm import (
-    BYTES,
-    F32,
-    FEATURES,
-    FLOATS,
-    I32,
-    I64,
-    INTS,
-    WORDS,
-    constant,
-    emit_dot2,
-    emit_dot4,
-    emit_fused,
-    instruction,
-    load,
-    splat,
-    store,
-)
+from tinyllava.ops.cpu.simd import llvm
 
 # A vector of 512 bits has 16 lanes. VECTORS x NR integer sums and as many float sums stay in registers: 24 of 32
 # with AVX-512; without, where one of our vectors takes two registers, 8 of 16.
-WIDE = "avx512f" in FEATURES
+WIDE = "avx512f" in llvm.FEATURES
 LANES = 16
 VECTORS = 2 if WIDE else 1
 MR = VECTORS * LANES  # rows of weights that a micro-kernel multiplies at once
@@ -126,11 +109,11 @@ def loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
     after = builder.append_basic_block("done")
     builder.branch(inside)
     builder.position_at_end(inside)
-    i = builder.phi(I64)
+    i = builder.phi(llvm.I64)
     values = [builder.phi(v.type) for v in start]
     found = body(i, list(values))
-    following = builder.add(i, ir.Constant(I64, 1))
-    i.add_incoming(ir.Constant(I64, 0), before)
+    following = builder.add(i, llvm.i64(1))
+    i.add_incoming(llvm.i64(0), before)
     i.add_incoming(following, builder.block)
     for phi, first, again in zip(values, start, found, strict=True):
         phi.add_incoming(first, before)
@@ -144,9 +127,9 @@ def _block(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: li
     """One block of weights at each of the addresses ws times one of activations at x."""
     sums = [_start(builder, layout, x, t) for t in range(NR) for _ in ws]
     for j in range(layout.steps):
-        weights = [load(builder, w, INTS, 64 * j) for w in ws]
+        weights = [llvm.load(builder, w, llvm.I32X16, 64 * j) for w in ws]
         for t in range(NR):
-            activations = splat(builder, load(builder, x, I32, 4 * (t * layout.steps + j)))
+            activations = llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, 4 * (t * layout.steps + j)))
             for i, vector in enumerate(weights, t * VECTORS):
                 sums[i] = _dot(builder, layout, sums[i], vector, activations)
     return [
@@ -158,36 +141,36 @@ def _block(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: li
 def _scale(builder: Any, layout: Layout, at: tuple[Any, Any, int], sums: Any, accumulator: Any) -> Any:
     """accumulator + the integer sums of a block, scaled; ``at``: weights, activations, token."""
     w, x, t = at
-    scaled = builder.fmul(load(builder, w, FLOATS, layout.w_scales), builder.sitofp(sums, FLOATS))
-    scale = splat(builder, load(builder, x, F32, layout.x_scales + 4 * t))
-    accumulator = emit_fused(builder, scaled, scale, accumulator)
+    scaled = builder.fmul(llvm.load(builder, w, llvm.F32X16, layout.w_scales), builder.sitofp(sums, llvm.F32X16))
+    scale = llvm.broadcast(builder, llvm.load(builder, x, llvm.F32, layout.x_scales + 4 * t))
+    accumulator = llvm.emit_fma(builder, scaled, scale, accumulator)
     if layout.sums == "minimum":
-        total = splat(builder, load(builder, x, F32, layout.x_sums + 4 * t))
-        return emit_fused(builder, load(builder, w, FLOATS, layout.w_minima), total, accumulator)
+        total = llvm.broadcast(builder, llvm.load(builder, x, llvm.F32, layout.x_sums + 4 * t))
+        return llvm.emit_fma(builder, llvm.load(builder, w, llvm.F32X16, layout.w_minima), total, accumulator)
     return accumulator
 
 
 def _start(builder: Any, layout: Layout, x: Any, t: int) -> Any:
     """Where the integer sums of token t begin."""
     if layout.sums != "offset":
-        return constant(INTS, 0)
-    return splat(builder, load(builder, x, I32, layout.x_sums + 4 * t))
+        return llvm.i32x16(0)
+    return llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, layout.x_sums + 4 * t))
 
 
 def _dot(builder: Any, layout: Layout, sums: Any, weights: Any, activations: Any) -> Any:
-    kind, emit = (BYTES, emit_dot4) if layout.q_bytes == 1 else (WORDS, emit_dot2)
+    kind, emit = (llvm.I8X64, llvm.emit_dot4) if layout.q_bytes == 1 else (llvm.I16X32, llvm.emit_dot2)
     return emit(builder, sums, builder.bitcast(weights, kind), builder.bitcast(activations, kind))
 
 
 def vectors_at(builder: Any, start: Any, stride: Any) -> list[Any]:
     """The addresses of VECTORS vectors, ``stride`` bytes apart."""
-    return [builder.add(start, builder.mul(stride, ir.Constant(I64, i))) for i in range(VECTORS)]
+    return [builder.add(start, builder.mul(stride, llvm.i64(i))) for i in range(VECTORS)]
 
 
 def sums_at(builder: Any, y: Any, y_stride: Any, tokens: int) -> list[Any]:
     """The addresses of the sums, token by token, a token's vectors side by side."""
-    rows = [builder.add(y, builder.mul(y_stride, ir.Constant(I64, t))) for t in range(tokens)]
-    return [builder.add(row, ir.Constant(I64, 64 * i)) for row in rows for i in range(VECTORS)]
+    rows = [builder.add(y, builder.mul(y_stride, llvm.i64(t))) for t in range(tokens)]
+    return [builder.add(row, llvm.i64(64 * i)) for row in rows for i in range(VECTORS)]
 
 
 def _microkernel(layout: Layout) -> Any:
@@ -201,21 +184,21 @@ def _microkernel(layout: Layout) -> Any:
         panels, places = vectors_at(builder, w, w_stride), sums_at(builder, y, y_stride, NR)
 
         def body(i: Any, accumulators: list[Any]) -> list[Any]:
-            w_at = builder.mul(i, ir.Constant(I64, layout.w_size))
-            x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
+            w_at = builder.mul(i, llvm.i64(layout.w_size))
+            x_at = builder.add(x, builder.mul(i, llvm.i64(layout.x_size)))
             return _block(builder, layout, [builder.add(w, w_at) for w in panels], x_at, accumulators)
 
-        sums = loop(builder, n_blocks, [load(builder, place, FLOATS) for place in places], body)
+        sums = loop(builder, n_blocks, [llvm.load(builder, place, llvm.F32X16) for place in places], body)
         for place, value in zip(places, sums, strict=True):
-            store(builder, value, place)
+            llvm.store(builder, value, place)
 
-    return instruction("-:iiiiii")(emit)
+    return llvm.instruction("-:iiiiii")(emit)
 
 
 MICROKERNELS = {i: _microkernel(LAYOUTS[i]) for i in (OFFSET, MINIMUM, INT16)}
 
 
-@instruction("-:iiiiiiii")
+@llvm.instruction("-:iiiiiiii")
 def microkernel_f32(
     builder: Any, w: Any, w_stride: Any, w_vector: Any, x: Any, x_stride: Any, y: Any, y_stride: Any, n: Any
 ) -> None:
@@ -225,35 +208,35 @@ def microkernel_f32(
     w and the others.
     """
     columns, places = vectors_at(builder, w, w_vector), sums_at(builder, y, y_stride, NR_F32)
-    xs = [builder.add(x, builder.mul(x_stride, ir.Constant(I64, t))) for t in range(NR_F32)]
+    xs = [builder.add(x, builder.mul(x_stride, llvm.i64(t))) for t in range(NR_F32)]
 
     def body(k: Any, accumulators: list[Any]) -> list[Any]:
         down = builder.mul(k, w_stride)
-        weights = [load(builder, builder.add(column, down), FLOATS) for column in columns]
-        at = builder.shl(k, ir.Constant(I64, 2))
+        weights = [llvm.load(builder, builder.add(column, down), llvm.F32X16) for column in columns]
+        at = builder.shl(k, llvm.i64(2))
         for t in range(NR_F32):
-            value = splat(builder, load(builder, builder.add(xs[t], at), F32))
+            value = llvm.broadcast(builder, llvm.load(builder, builder.add(xs[t], at), llvm.F32))
             for i, vector in enumerate(weights, t * VECTORS):
-                accumulators[i] = emit_fused(builder, value, vector, accumulators[i])
+                accumulators[i] = llvm.emit_fma(builder, value, vector, accumulators[i])
         return accumulators
 
-    sums = loop(builder, n, [load(builder, place, FLOATS) for place in places], body)
+    sums = loop(builder, n, [llvm.load(builder, place, llvm.F32X16) for place in places], body)
     for place, value in zip(places, sums, strict=True):
-        store(builder, value, place)
+        llvm.store(builder, value, place)
 
 
 # ---- packing
 
 
-@instruction("-:iii")
+@llvm.instruction("-:iii")
 def interleave(builder: Any, rows: Any, stride: Any, to: Any) -> None:
     """16 rows of 32 bytes, ``stride`` bytes apart -> 8 x 64 bytes: the q of a packed block.
 
     That is a transposition of 16 x 8 dwords. Seen as one array of 128, whose index has the bits rrrrccc, it is
     four perfect shuffles (first half and second half, one from each in turn): each turns the index by one bit.
     """
-    half = ir.VectorType(I32, 8)
-    at = [load(builder, builder.add(rows, builder.mul(stride, ir.Constant(I64, r))), half) for r in range(16)]
+    half = ir.VectorType(llvm.I32, 8)
+    at = [llvm.load(builder, builder.add(rows, builder.mul(stride, llvm.i64(r))), half) for r in range(16)]
     array = [builder.shuffle_vector(at[r], at[r + 1], _lanes(range(16))) for r in range(0, 16, 2)]
     first = _lanes([i // 2 + 16 * (i % 2) for i in range(16)])
     second = _lanes([8 + i // 2 + 16 * (i % 2) for i in range(16)])
@@ -261,8 +244,8 @@ def interleave(builder: Any, rows: Any, stride: Any, to: Any) -> None:
         pairs = [(array[i], array[i + 4]) for i in range(4)]
         array = [builder.shuffle_vector(a, b, lanes) for a, b in pairs for lanes in (first, second)]
     for j, vector in enumerate(array):
-        store(builder, vector, to, 64 * j)
+        llvm.store(builder, vector, to, 64 * j)
 
 
 def _lanes(values: Any) -> Any:
-    return ir.Constant(ir.VectorType(I32, 16), list(values))
+    return ir.Constant(ir.VectorType(llvm.I32, 16), list(values))

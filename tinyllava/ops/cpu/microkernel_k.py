@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-
 from tinyllava.ops.cpu.microkernel import (
     LAYOUTS,
     MINIMA_4,
@@ -31,28 +29,7 @@ from tinyllava.ops.cpu.microkernel import (
     sums_at,
     vectors_at,
 )
-from tinyllava.ops.cpu.simd.llvm import (
-    BYTES,
-    F32,
-    FLOATS,
-    I8,
-    I32,
-    I64,
-    INTS,
-    WORDS,
-    call,
-    constant,
-    emit_dot2,
-    emit_dot4,
-    emit_fused,
-    instruction,
-    load,
-    plus,
-    splat,
-    store,
-)
-from tinyllava.ops.cpu.simd.reduce import larger_lanes
-from tinyllava.ops.cpu.simd.rounding import inverse_lanes
+from tinyllava.ops.cpu.simd import llvm, reduce, rounding
 
 LARGEST = 32767.0  # of int16
 
@@ -62,38 +39,38 @@ def _groups(builder: Any, layout: Layout, ws: list[Any], x: Any, start: list[Any
     steps = layout.steps // layout.groups
 
     def body(g: Any, accumulators: list[Any]) -> list[Any]:
-        at = [builder.add(w, builder.mul(g, ir.Constant(I64, 64 * steps))) for w in ws]
-        scales = [plus(builder, builder.add(w, builder.shl(g, ir.Constant(I64, 6))), layout.w_scales) for w in ws]
-        bytes_ = builder.add(x, builder.mul(g, ir.Constant(I64, 4 * steps)))
-        sums = [constant(INTS, 0)] * (NR * VECTORS)
+        at = [builder.add(w, builder.mul(g, llvm.i64(64 * steps))) for w in ws]
+        scales = [builder.add(w, builder.shl(g, llvm.i64(6))) for w in ws]
+        bytes_ = builder.add(x, builder.mul(g, llvm.i64(4 * steps)))
+        sums = [llvm.i32x16(0)] * (NR * VECTORS)
         for j in range(steps):
-            weights = [builder.bitcast(load(builder, w, INTS, 64 * j), BYTES) for w in at]
+            weights = [builder.bitcast(llvm.load(builder, w, llvm.I32X16, 64 * j), llvm.I8X64) for w in at]
             for t in range(NR):
-                four = splat(builder, load(builder, bytes_, I32, 4 * (t * layout.steps + j)))
+                four = llvm.broadcast(builder, llvm.load(builder, bytes_, llvm.I32, 4 * (t * layout.steps + j)))
                 for i, vector in enumerate(weights, t * VECTORS):
-                    pair = vector, builder.bitcast(four, BYTES)
-                    sums[i] = emit_dot4(builder, sums[i], *(pair[::-1] if layout.sums == "signed" else pair))
-        d = [load(builder, scale, FLOATS) for scale in scales]
+                    pair = vector, builder.bitcast(four, llvm.I8X64)
+                    sums[i] = llvm.emit_dot4(builder, sums[i], *(pair[::-1] if layout.sums == "signed" else pair))
+        d = [llvm.load(builder, scale, llvm.F32X16, layout.w_scales) for scale in scales]
         return [
-            emit_fused(builder, d[i % VECTORS], builder.sitofp(sums[i], FLOATS), accumulator)
+            llvm.emit_fma(builder, d[i % VECTORS], builder.sitofp(sums[i], llvm.F32X16), accumulator)
             for i, accumulator in enumerate(accumulators)
         ]
 
-    return loop(builder, ir.Constant(I64, layout.groups), start, body)
+    return loop(builder, llvm.i64(layout.groups), start, body)
 
 
 def _add_minima(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
     """accumulators + minima times the sums of the activations' groups."""
-    sums, pairs = [constant(INTS, 0)] * (NR * VECTORS), layout.groups // 2
+    sums, pairs = [llvm.i32x16(0)] * (NR * VECTORS), layout.groups // 2
     for k in range(pairs):
-        minima = [builder.bitcast(load(builder, w, INTS, layout.w_minima + 64 * k), WORDS) for w in ws]
+        minima = [llvm.load(builder, w, llvm.I16X32, layout.w_minima + 64 * k) for w in ws]
         for t in range(NR):
-            two = splat(builder, load(builder, x, I32, layout.x_sums + 4 * (t * pairs + k)))
+            two = llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, layout.x_sums + 4 * (t * pairs + k)))
             for i, vector in enumerate(minima, t * VECTORS):
-                sums[i] = emit_dot2(builder, sums[i], vector, builder.bitcast(two, WORDS))
-    units = [load(builder, w, FLOATS, layout.w_minima + 64 * pairs) for w in ws]
+                sums[i] = llvm.emit_dot2(builder, sums[i], vector, builder.bitcast(two, llvm.I16X32))
+    units = [llvm.load(builder, w, llvm.F32X16, layout.w_minima + 64 * pairs) for w in ws]
     return [
-        emit_fused(builder, units[i % VECTORS], builder.sitofp(sums[i], FLOATS), accumulator)
+        llvm.emit_fma(builder, units[i % VECTORS], builder.sitofp(sums[i], llvm.F32X16), accumulator)
         for i, accumulator in enumerate(accumulators)
     ]
 
@@ -105,23 +82,24 @@ def _microkernel(layout: Layout) -> Any:
         panels, places = vectors_at(builder, w, w_stride), sums_at(builder, y, y_stride, NR)
 
         def body(i: Any, _: list[Any]) -> list[Any]:
-            w_at = builder.mul(i, ir.Constant(I64, layout.w_size))
-            x_at = builder.add(x, builder.mul(i, ir.Constant(I64, layout.x_size)))
+            w_at = builder.mul(i, llvm.i64(layout.w_size))
+            x_at = builder.add(x, builder.mul(i, llvm.i64(layout.x_size)))
             ws = [builder.add(panel, w_at) for panel in panels]
-            start = [constant(FLOATS, 0.0)] * VECTORS
+            start = [llvm.f32x16(0.0)] * VECTORS
             if layout.sums == "signed":
-                start = [load(builder, w, FLOATS, layout.w_minima) for w in ws]
+                start = [llvm.load(builder, w, llvm.F32X16, layout.w_minima) for w in ws]
             found = _groups(builder, layout, ws, x_at, start * NR)
             if layout.sums == "minima":
                 found = _add_minima(builder, layout, ws, x_at, found)
             for i, (value, place) in enumerate(zip(found, places, strict=True)):
-                scale = splat(builder, load(builder, x_at, F32, layout.x_scales + 4 * (i // VECTORS)))
-                store(builder, emit_fused(builder, value, scale, load(builder, place, FLOATS)), place)
+                scale = llvm.load(builder, x_at, llvm.F32, layout.x_scales + 4 * (i // VECTORS))
+                before, scales = llvm.load(builder, place, llvm.F32X16), llvm.broadcast(builder, scale)
+                llvm.store(builder, llvm.emit_fma(builder, value, scales, before), place)
             return []
 
         loop(builder, n_blocks, [], body)
 
-    return instruction("-:iiiiii")(emit)
+    return llvm.instruction("-:iiiiii")(emit)
 
 
 MICROKERNELS_K = {i: _microkernel(LAYOUTS[i]) for i in (MINIMA_4, MINIMA_8, SIGNED)}
@@ -135,38 +113,38 @@ def _finish_minima(layout: Layout) -> Any:
     groups = layout.groups
 
     def emit(builder: Any, block: Any, minima: Any, _c: Any) -> None:
-        values = [load(builder, minima, FLOATS, 64 * g) for g in range(groups)]
-        most = constant(FLOATS, 0.0)
+        values = [llvm.load(builder, minima, llvm.F32X16, 64 * g) for g in range(groups)]
+        most = llvm.f32x16(0.0)
         for v in values:
-            most = larger_lanes(builder, most, call(builder, "llvm.fabs.v16f32", FLOATS, v))
-        unit = builder.fmul(most, constant(FLOATS, 1.0 / LARGEST))
-        inverse = inverse_lanes(builder, unit)
-        whole = [call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(v, inverse)) for v in values]
-        numbers = [builder.fptosi(v, INTS) for v in whole]
+            most = reduce.emit_larger(builder, most, llvm.call(builder, "llvm.fabs.v16f32", llvm.F32X16, v))
+        unit = builder.fmul(most, llvm.f32x16(1.0 / LARGEST))
+        inverse = rounding.emit_inverse(builder, unit)
+        whole = [llvm.call(builder, "llvm.rint.v16f32", llvm.F32X16, builder.fmul(v, inverse)) for v in values]
+        numbers = [builder.fptosi(v, llvm.I32X16) for v in whole]
         for k in range(groups // 2):
-            low = builder.and_(numbers[2 * k], constant(INTS, 0xFFFF))
-            both = builder.or_(low, builder.shl(numbers[2 * k + 1], constant(INTS, 16)))
-            store(builder, both, block, layout.w_minima + 64 * k)
-        store(builder, unit, block, layout.w_minima + 32 * groups)
+            low = builder.and_(numbers[2 * k], llvm.i32x16(0xFFFF))
+            both = builder.or_(low, builder.shl(numbers[2 * k + 1], llvm.i32x16(16)))
+            llvm.store(builder, both, block, layout.w_minima + 64 * k)
+        llvm.store(builder, unit, block, layout.w_minima + 32 * groups)
 
-    return instruction("-:iii")(emit)
+    return llvm.instruction("-:iii")(emit)
 
 
-@instruction("-:iii")
+@llvm.instruction("-:iii")
 def finish_signed(builder: Any, block: Any, _minima: Any, c: Any) -> None:
     """q becomes q - c, and after the scales comes -128 * sum(d * (q - c))."""
     layout = LAYOUTS[SIGNED]
-    steps, offset = layout.steps // layout.groups, splat(builder, builder.trunc(c, I8), 64)
-    total = constant(FLOATS, 0.0)
+    steps, offset = layout.steps // layout.groups, llvm.broadcast(builder, builder.trunc(c, llvm.I8), 64)
+    total = llvm.f32x16(0.0)
     for g in range(layout.groups):
-        sums = constant(INTS, 0)
+        sums = llvm.i32x16(0)
         for j in range(g * steps, (g + 1) * steps):
-            q = builder.sub(load(builder, block, BYTES, 64 * j), offset)
-            store(builder, q, block, 64 * j)
-            sums = emit_dot4(builder, sums, constant(BYTES, 1), q)
-        d = load(builder, block, FLOATS, layout.w_scales + 64 * g)
-        total = emit_fused(builder, d, builder.sitofp(sums, FLOATS), total)
-    store(builder, builder.fmul(total, constant(FLOATS, -128.0)), block, layout.w_minima)
+            q = builder.sub(llvm.load(builder, block, llvm.I8X64, 64 * j), offset)
+            llvm.store(builder, q, block, 64 * j)
+            sums = llvm.emit_dot4(builder, sums, llvm.i8x64(1), q)
+        d = llvm.load(builder, block, llvm.F32X16, layout.w_scales + 64 * g)
+        total = llvm.emit_fma(builder, d, builder.sitofp(sums, llvm.F32X16), total)
+    llvm.store(builder, builder.fmul(total, llvm.f32x16(-128.0)), block, layout.w_minima)
 
 
 FINISH = {

@@ -25,7 +25,7 @@ from tinyllava.ops.cpu import attention, matmul, rowwise
 from tinyllava.ops.cpu.capture import CapturedStep, MemoryPosition, TaskRunner
 from tinyllava.ops.cpu.matmul import CHUNK_NUMBERS, GEMV_TOKENS, HeldMatrix, chunk_size, sum_call
 from tinyllava.ops.cpu.microkernel import NR_F32
-from tinyllava.ops.cpu.simd.llvm import HARDWARE_HALF
+from tinyllava.ops.cpu.simd import llvm
 from tinyllava.ops.cpu.thread_pool import ThreadPool
 from tinyllava.ops.cpu.unpack import FORMATS
 from tinyllava.ops.reference import NumpyOps
@@ -89,7 +89,7 @@ class NumbaOps(NumpyOps):
     def append_kv(self, held: Pair, rows: Pair, start: Position) -> Pair:
         """NumPy converts a number to half precision in 10 ns, a vector instruction in less than one."""
         is_half, (n, n_head, d), limit = held[0].dtype == np.float16, rows[0].shape, held[0].shape[1]
-        if is_half and not HARDWARE_HALF:
+        if is_half and not llvm.HARDWARE_HALF:
             self.runner.abandon_capture()
             return super().append_kv(held, rows, start)
         assert isinstance(start, MemoryPosition) and start.value + n <= limit

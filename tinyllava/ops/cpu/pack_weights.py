@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import kernel
+from tinyllava.ops.cpu.compile import kernel, placeholder
 from tinyllava.ops.cpu.microkernel import (
     BLOCK,
     INT16,
@@ -30,19 +30,9 @@ from tinyllava.ops.cpu.microkernel import (
     interleave,
 )
 from tinyllava.ops.cpu.microkernel_k import FINISH
-from tinyllava.ops.cpu.simd.intrinsics import (
-    bfloat_at,
-    half_at,
-    load_bfloats,
-    load_floats,
-    load_halves,
-    prefetch,
-    put_float,
-    put_floats,
-    put_int,
-)
-from tinyllava.ops.cpu.simd.rounding import words_of_columns
-from tinyllava.ops.cpu.unpack import FORMATS, SUPER_MINIMA, Format
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import rounding
+from tinyllava.ops.cpu.unpack import FLOAT_LOADS, FORMATS, SUPER_MINIMA, Format
 
 PACK_COLUMNS = 8192  # columns of a panel that are packed before they are multiplied
 PACK_CHUNK = 512  # columns of LANES rows that are unpacked before they are interleaved
@@ -60,11 +50,9 @@ PACK_SCRATCH = max(SORTED_AT + TABLE_BYTES, FLOAT_SCRATCH)
 # these.
 BYTES = C = GROUPS = COLUMNS = W_SIZE = W_SCALES = 0
 HAS_16_MINIMA = False
-UNPACK: Any = None  # unpack_row or unpack_super_block
-PACK_COLUMNS_OF: Any = None  # the functions below
-FINISH_BLOCK: Any = None
-LOAD_16: Any = None  # 16 floating-point weights
-LOAD_1: Any = None
+UNPACK = placeholder  # unpack_row or unpack_super_block
+PACK_COLUMNS_OF = FINISH_BLOCK = WIDEN_ROW = placeholder  # functions below
+LOAD_16 = LOAD_1 = placeholder  # unpack.FLOAT_LOADS
 
 
 def layout_of(form: Format) -> int:
@@ -102,7 +90,7 @@ def prefetch_chunk(w: int, row_bytes: int, n_rows: int, d: int, start: int, begi
     first, last = start * row_bytes // d, min(end, start + PACK_CHUNK) * row_bytes // d
     for r in range(n_rows):
         for at in range(w + r * row_bytes + first, w + r * row_bytes + last, 64):
-            prefetch(at)
+            simd.prefetch(at)
 
 
 def pack_blocks(w: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, scratch: int) -> None:
@@ -129,7 +117,7 @@ def pack_super_blocks(w: int, row_bytes: int, n_rows: int, n_blocks: int, to: in
         for half in range(2):
             block, own = to + (2 * i + half) * W_SIZE, columns + 64 * GROUPS * half
             for g in range(GROUPS):
-                put_floats(block + W_SCALES + 64 * g, load_floats(own + 64 * g))
+                simd.store_f32x16(block + W_SCALES + 64 * g, simd.load_f32x16(own + 64 * g))
             FINISH_BLOCK(block, own + 128 * GROUPS, C)
 
 
@@ -144,7 +132,7 @@ def pack_float16(w: int, row_bytes: int, n_rows: int, d: int, begin: int, panel:
     end, columns = min(d, begin + PACK_COLUMNS), scratch + LANES * FLOAT_STRIDE
     for r in range(n_rows, LANES):
         for i in range(0, 4 * FLOAT_CHUNK, 4):
-            put_int(scratch + r * FLOAT_STRIDE + i, 0)
+            simd.store_i32(scratch + r * FLOAT_STRIDE + i, 0)
     for start in range(begin, end, FLOAT_CHUNK):
         n, to = min(FLOAT_CHUNK, end - start), panel + (start - begin) // COLUMNS * W_SIZE
         for r in range(n_rows):
@@ -152,20 +140,17 @@ def pack_float16(w: int, row_bytes: int, n_rows: int, d: int, begin: int, panel:
         for b in range((n + COLUMNS - 1) // COLUMNS):
             for part in range(0, COLUMNS, 8):
                 interleave(scratch + 4 * (COLUMNS * b + part), FLOAT_STRIDE, columns + 64 * part)
-            words_of_columns(columns, to + b * W_SIZE)
+            rounding.pack_int16_columns(columns, to + b * W_SIZE)
 
 
 def widen_row(row: int, n: int, to: int) -> None:
     """n 16-bit floating-point numbers -> float32, and zeros up to a whole packed block."""
     for i in range(0, n - 15, 16):
-        put_floats(to + 4 * i, LOAD_16(row + 2 * i))
+        simd.store_f32x16(to + 4 * i, LOAD_16(row + 2 * i))
     for i in range(n // 16 * 16, n):
-        put_float(to + 4 * i, LOAD_1(row + 2 * i))
+        simd.store_f32(to + 4 * i, LOAD_1(row + 2 * i))
     for i in range(n, (n + COLUMNS - 1) // COLUMNS * COLUMNS):
-        put_float(to + 4 * i, np.float32(0.0))
-
-
-WIDEN_ROW: Any = None
+        simd.store_f32(to + 4 * i, np.float32(0.0))
 
 
 # ---- each format's copy
@@ -177,8 +162,8 @@ def _pack(form: Format) -> Any:
     layout = LAYOUTS[which]
     sizes = {"COLUMNS": layout.columns, "W_SIZE": layout.w_size, "W_SCALES": layout.w_scales}
     if form.kind == "float":
-        load = (load_halves, half_at) if form.block.name == "F16" else (load_bfloats, bfloat_at)
-        widen = kernel(form.specialize(widen_row, **sizes, LOAD_16=load[0], LOAD_1=load[1]))
+        load_16, load_1 = FLOAT_LOADS[form.block.name]
+        widen = kernel(form.specialize(widen_row, **sizes, LOAD_16=load_16, LOAD_1=load_1))
         return kernel(form.specialize(pack_float16, **sizes, WIDEN_ROW=widen))
     if form.has_super_blocks:
         pack = form.specialize(

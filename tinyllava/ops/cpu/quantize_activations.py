@@ -18,36 +18,8 @@ import numpy as np
 
 from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import BLOCK, INT16, LAYOUTS, MINIMA_4, NR, OFFSET, SIGNED
-from tinyllava.ops.cpu.simd.intrinsics import (
-    add,
-    everywhere,
-    float_at,
-    load_floats,
-    no_floats,
-    part_halves,
-    put_float,
-    put_floats,
-    put_int,
-    put_short,
-    times,
-    word_at,
-)
-from tinyllava.ops.cpu.simd.reduce import sums_of_each
-from tinyllava.ops.cpu.simd.rounding import (
-    X_WORD,
-    extreme,
-    extremes_of_each,
-    extremes_of_four,
-    flip_signs,
-    inverse_or_zero,
-    put_ends,
-    put_ints,
-    put_rounded,
-    quantize_words,
-    rounding_errors,
-    sums_of_four,
-    where_less,
-)
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import reduce, rounding
 from tinyllava.ops.cpu.thread_pool import arguments_at
 
 # ---- 16 blocks of 32 columns
@@ -68,33 +40,35 @@ def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
     """
     parts = scratch + PARTS_AT
     for b in range(count):
-        put_ends(x + 128 * b, parts + 64 * b)
+        rounding.store_extremes(x + 128 * b, parts + 64 * b)
     for b in range(count, BLOCKS):
-        put_floats(parts + 64 * b, no_floats())
-        put_floats(parts + 64 * b + 1024, no_floats())
-    ends = extremes_of_each(parts)
-    ends = extremes_of_four(ends) if together else ends
-    inverse = inverse_or_zero(ends)
-    best, least = no_floats(), everywhere(np.float32(np.inf))
+        simd.store_f32x16(parts + 64 * b, simd.zeros())
+        simd.store_f32x16(parts + 64 * b + 1024, simd.zeros())
+    ends = rounding.extreme_of_each(parts)
+    ends = rounding.extreme_of_four(ends) if together else ends
+    inverse = rounding.inverse(ends)
+    best, least = simd.zeros(), simd.broadcast(np.float32(np.inf))
     for i in range(2 if together else 4):
         top = TOPS[i]
-        scale = times(ends, everywhere(np.float32(1.0) / top))
-        put_floats(scratch + INVERSES_AT, times(inverse, everywhere(top)))
+        scale = ends * simd.broadcast(np.float32(1.0) / top)
+        simd.store_f32x16(scratch + INVERSES_AT, inverse * simd.broadcast(top))
         for b in range(count):
-            put_floats(parts + 64 * b, rounding_errors(x + 128 * b, float_at(scratch + INVERSES_AT + 4 * b)))
-        error = times(sums_of_each(parts), everywhere(np.float32(1.0) / (top * top)))  # times ends^2, as all are
-        error = sums_of_four(error) if together else error
-        best, least = where_less(error, least, scale, best), where_less(error, least, error, least)
-    best = add(best, times(least, everywhere(np.float32(0.0))))  # NaN, if a number is not finite: no error is less
-    put_floats(scratch + SCALES_AT, best)
-    put_floats(scratch + INVERSES_AT, inverse_or_zero(best))
+            inverse_b = simd.load_f32(scratch + INVERSES_AT + 4 * b)
+            simd.store_f32x16(parts + 64 * b, rounding.rounding_errors(x + 128 * b, inverse_b))
+        error = reduce.sum_each(parts) * simd.broadcast(np.float32(1.0) / (top * top))  # times ends^2, as all are
+        error = rounding.sum_of_four(error) if together else error
+        best = rounding.select_less(error, least, scale, best)
+        least = rounding.select_less(error, least, error, least)
+    best = best + least * simd.broadcast(np.float32(0.0))  # NaN, if a number is not finite: no error is less
+    simd.store_f32x16(scratch + SCALES_AT, best)
+    simd.store_f32x16(scratch + INVERSES_AT, rounding.inverse(best))
 
 
 # ---- one token
 
 # The orders of a token's columns and scales. For each 256 columns: 256 int8, and the scales and sums
 #     SCALES_32    columns in order; | 8 scales | 8 sums |
-#     NIBBLES_32   the same scales; of each 128 columns, the first 16 of four blocks of 32, then the last 16 of them
+#     NIBBLES_32   the same scales; of each 128 columns, first the first 16 of four blocks of 32, then the last 16
 #     NIBBLES_K    of each 128 columns, blocks 0, 2, 1, 3; the scales of blocks 1 and 3 divided by 16
 #     SCALES_16    columns in order; | 16 scales | 16 sums |, for each 16 columns
 # where a sum is d * sum(q), times -c in the formats with a constant c. FLOAT32 is the token as it is.
@@ -112,14 +86,14 @@ def quantize_token(args: int, chunk: int, thread_id: int) -> None:
     parts, inverses = scratch + PARTS_AT, scratch + INVERSES_AT
     for b in range(count):
         place = b ^ 3 if order == NIBBLES_K and (b + 1) & 2 else b  # of 0, 1, 2, 3: 0, 2, 1, 3
-        put_rounded(x + 128 * b, float_at(inverses + 4 * b), q + BLOCK * place, parts + 64 * b)
+        rounding.quantize_int8(x + 128 * b, simd.load_f32(inverses + 4 * b), q + BLOCK * place, parts + 64 * b)
     if order == NIBBLES_32:
         for i in range(0, count // 8 * 256, 128):
-            part_halves(q + i)
-    factor = everywhere(np.float32(-c) if c else np.float32(1.0))
-    factors = times(load_floats(scratch + SCALES_AT), factor)
-    put_floats(scratch + SUMS_AT, times(factors, sums_of_each(parts)))  # of the first 16 columns of each block
-    put_floats(scratch + SUMS_AT + 64, times(factors, sums_of_each(parts + 1024)))  # of the others
+            simd.split_halves(q + i)
+    factor = simd.broadcast(np.float32(-c) if c else np.float32(1.0))
+    factors = simd.load_f32x16(scratch + SCALES_AT) * factor
+    simd.store_f32x16(scratch + SUMS_AT, factors * reduce.sum_each(parts))  # of the first 16 columns of each block
+    simd.store_f32x16(scratch + SUMS_AT + 64, factors * reduce.sum_each(parts + 1024))  # of the others
     put_token_scales(scratch, count, order, scales + (8 if order == SCALES_16 else 4) * 2 * BLOCKS * chunk)
 
 
@@ -127,18 +101,18 @@ def quantize_token(args: int, chunk: int, thread_id: int) -> None:
 def put_token_scales(scratch: int, count: int, order: int, to: int) -> None:
     """The scales and sums of ``count`` blocks in the scratch -> their places in an order."""
     for b in range(count):
-        scale = float_at(scratch + SCALES_AT + 4 * b)
-        first, second = float_at(scratch + SUMS_AT + 4 * b), float_at(scratch + SUMS_AT + 64 + 4 * b)
+        scale = simd.load_f32(scratch + SCALES_AT + 4 * b)
+        first, second = simd.load_f32(scratch + SUMS_AT + 4 * b), simd.load_f32(scratch + SUMS_AT + 64 + 4 * b)
         if order == SCALES_16:
             at = to + 128 * (b // 8) + 8 * (b % 8)
-            put_float(at, scale)
-            put_float(at + 4, scale)
-            put_float(at + 64, first)
-            put_float(at + 68, second)
+            simd.store_f32(at, scale)
+            simd.store_f32(at + 4, scale)
+            simd.store_f32(at + 64, first)
+            simd.store_f32(at + 68, second)
         else:
             at = to + 64 * (b // 8) + 4 * (b % 8)
-            put_float(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
-            put_float(at + 32, first + second)
+            simd.store_f32(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
+            simd.store_f32(at + 32, first + second)
 
 
 # ---- many tokens
@@ -201,10 +175,10 @@ def clear_token(block: int, layout: int, t: int) -> None:
     """Token t of a packed block: zeros."""
     size, more = X_SCALES[layout] // NR, (X_SIZE[layout] - X_SUMS[layout]) // NR
     for i in range(0, size, 4):
-        put_int(block + t * size + i, 0)
-    put_int(block + X_SCALES[layout] + 4 * t, 0)
+        simd.store_i32(block + t * size + i, 0)
+    simd.store_i32(block + X_SCALES[layout] + 4 * t, 0)
     for i in range(0, more, 4):
-        put_int(block + X_SUMS[layout] + t * more + i, 0)
+        simd.store_i32(block + X_SUMS[layout] + t * more + i, 0)
 
 
 @kernel
@@ -215,19 +189,20 @@ def pack_int8(x: int, count: int, block: int, layout: int, c: int, t: int, scrat
     parts, size = scratch + PARTS_AT, X_SIZE[layout]
     for b in range(count):
         q = block + b // each * size + (t * each + b % each) * BLOCK
-        put_rounded(x + 128 * b, float_at(scratch + INVERSES_AT + 4 * b), q, parts + 64 * b)
+        rounding.quantize_int8(x + 128 * b, simd.load_f32(scratch + INVERSES_AT + 4 * b), q, parts + 64 * b)
         if layout == SIGNED:
-            flip_signs(q)
+            rounding.add_128_at(q)
     for b in range(0, count, each):
-        put_float(block + b // each * size + X_SCALES[layout] + 4 * t, float_at(scratch + SCALES_AT + 4 * b))
+        scale = simd.load_f32(scratch + SCALES_AT + 4 * b)
+        simd.store_f32(block + b // each * size + X_SCALES[layout] + 4 * t, scale)
     if layout < MINIMA_4:
-        totals = add(sums_of_each(parts), sums_of_each(parts + 1024))
+        totals = reduce.sum_each(parts) + reduce.sum_each(parts + 1024)
         if layout == OFFSET:
-            put_ints(scratch + SUMS_AT, times(totals, everywhere(np.float32(-c))))
+            rounding.store_as_i32(scratch + SUMS_AT, totals * simd.broadcast(np.float32(-c)))
         else:
-            put_floats(scratch + SUMS_AT, times(totals, load_floats(scratch + SCALES_AT)))
+            simd.store_f32x16(scratch + SUMS_AT, totals * simd.load_f32x16(scratch + SCALES_AT))
         for b in range(count):
-            put_int(block + b * size + X_SUMS[layout] + 4 * t, word_at(scratch + SUMS_AT + 4 * b))
+            simd.store_i32(block + b * size + X_SUMS[layout] + 4 * t, simd.load_u32(scratch + SUMS_AT + 4 * b))
     elif layout != SIGNED:
         put_group_sums(count, block + X_SUMS[layout], layout, t, scratch)
 
@@ -235,27 +210,28 @@ def pack_int8(x: int, count: int, block: int, layout: int, c: int, t: int, scrat
 @kernel
 def put_group_sums(count: int, to: int, layout: int, t: int, scratch: int) -> None:
     """The sums of token t's groups of 32 or 16 int8, as int16; ``to`` is where the first block's sums begin."""
-    first, second = sums_of_each(scratch + PARTS_AT), sums_of_each(scratch + PARTS_AT + 1024)
+    first, second = reduce.sum_each(scratch + PARTS_AT), reduce.sum_each(scratch + PARTS_AT + 1024)
     if layout == MINIMA_4:
-        put_ints(scratch + SUMS_AT, add(first, second))
+        rounding.store_as_i32(scratch + SUMS_AT, first + second)
         for b in range(count):
-            put_short(to + b // 4 * X_SIZE[layout] + 8 * t + 2 * (b % 4), word_at(scratch + SUMS_AT + 4 * b))
+            at = to + b // 4 * X_SIZE[layout] + 8 * t + 2 * (b % 4)
+            simd.store_i16(at, simd.load_u32(scratch + SUMS_AT + 4 * b))
     else:
-        put_ints(scratch + SUMS_AT, first)
-        put_ints(scratch + SUMS_AT + 64, second)
+        rounding.store_as_i32(scratch + SUMS_AT, first)
+        rounding.store_as_i32(scratch + SUMS_AT + 64, second)
         for b in range(count):
             at = to + b // 4 * X_SIZE[layout] + 16 * t + 4 * (b % 4)
-            put_short(at, word_at(scratch + SUMS_AT + 4 * b))
-            put_short(at + 2, word_at(scratch + SUMS_AT + 64 + 4 * b))
+            simd.store_i16(at, simd.load_u32(scratch + SUMS_AT + 4 * b))
+            simd.store_i16(at + 2, simd.load_u32(scratch + SUMS_AT + 64 + 4 * b))
 
 
 @kernel
 def pack_int16(x: int, block: int, t: int) -> None:
     """64 floats at x -> token t's int16 and scale."""
-    d = extreme(x) / np.float32(-X_WORD)
-    second = extreme(x + 128) / np.float32(-X_WORD)
+    d = rounding.extreme(x) / np.float32(-rounding.X_INT16)
+    second = rounding.extreme(x + 128) / np.float32(-rounding.X_INT16)
     d = d if abs(d) > abs(second) else second + np.float32(0.0) * d  # NaN if either is
     inverse = np.float32(1.0) / d if d != np.float32(0.0) else np.float32(0.0)
-    quantize_words(x, inverse, block + t * 128)
-    quantize_words(x + 128, inverse, block + t * 128 + 64)
-    put_float(block + X_SCALES[INT16] + 4 * t, d)
+    rounding.quantize_int16(x, inverse, block + t * 128)
+    rounding.quantize_int16(x + 128, inverse, block + t * 128 + 64)
+    simd.store_f32(block + X_SCALES[INT16] + 4 * t, d)

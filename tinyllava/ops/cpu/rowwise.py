@@ -12,21 +12,8 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.cpu.compile import kernel, specialize, task
-from tinyllava.ops.cpu.simd.intrinsics import (
-    add,
-    everywhere,
-    float_at,
-    float_of_bits,
-    fused,
-    fused_one,
-    load_floats,
-    no_floats,
-    power_of_two,
-    put_half,
-    put_halves,
-    times,
-)
-from tinyllava.ops.cpu.simd.reduce import larger, largest_lane, total
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import reduce
 from tinyllava.ops.cpu.softmax import LN2_HIGH, LN2_LOW, LOG2_E, TERMS
 from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at, int64_at, row_at
 
@@ -42,15 +29,15 @@ def exp(x: Any) -> Any:
     if x > np.float32(88.0):
         x = np.float32(88.0)
     n = np.rint(x * LOG2_E)
-    r = fused_one(n, -LN2_HIGH, x)
-    r = fused_one(n, -LN2_LOW, r)
+    r = simd.fma_f32(n, -LN2_HIGH, x)
+    r = simd.fma_f32(n, -LN2_LOW, r)
     p = TERMS[0]
-    p = fused_one(p, r, TERMS[1])
-    p = fused_one(p, r, TERMS[2])
-    p = fused_one(p, r, TERMS[3])
-    p = fused_one(p, r, TERMS[4])
-    p = fused_one(p, r, TERMS[5])
-    return fused_one(p, r * r, r + np.float32(1.0)) * power_of_two(n)
+    p = simd.fma_f32(p, r, TERMS[1])
+    p = simd.fma_f32(p, r, TERMS[2])
+    p = simd.fma_f32(p, r, TERMS[3])
+    p = simd.fma_f32(p, r, TERMS[4])
+    p = simd.fma_f32(p, r, TERMS[5])
+    return simd.fma_f32(p, r * r, r + np.float32(1.0)) * simd.exp2(n)
 
 
 @kernel
@@ -65,25 +52,25 @@ def sigmoid(x: Any) -> Any:
 @kernel
 def sum_of_row(row: int, d: int) -> Any:
     """The sum of d float32 at an address, as 16 sums side by side."""
-    sums = no_floats()
+    sums = simd.zeros()
     for i in range(0, d - 15, 16):
-        sums = add(sums, load_floats(row + 4 * i))
-    rest = total(sums)
+        sums = sums + simd.load_f32x16(row + 4 * i)
+    rest = reduce.sum_lanes(sums)
     for i in range(d // 16 * 16, d):
-        rest += float_at(row + 4 * i)
+        rest += simd.load_f32(row + 4 * i)
     return rest
 
 
 @kernel
 def sum_of_squares(row: int, d: int, mean: float) -> Any:
     """The sum of (x - mean)^2 over d float32 at an address."""
-    sums, centre = no_floats(), everywhere(-mean)
+    sums, centre = simd.zeros(), simd.broadcast(-mean)
     for i in range(0, d - 15, 16):
-        x = add(load_floats(row + 4 * i), centre)
-        sums = fused(x, x, sums)
-    rest = total(sums)
+        x = simd.load_f32x16(row + 4 * i) + centre
+        sums = simd.fma(x, x, sums)
+    rest = reduce.sum_lanes(sums)
     for i in range(d // 16 * 16, d):
-        x = float_at(row + 4 * i) - mean
+        x = simd.load_f32(row + 4 * i) - mean
         rest += x * x
     return rest
 
@@ -94,13 +81,13 @@ def outlier_ratio(args: int, chunk: int, _thread_id: int) -> None:
     x, y, n, d, rows = arguments_at(args, 5)
     ratios = row_at(y, n)
     for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
-        row, sums, top = x + 4 * t * d, no_floats(), no_floats()
+        row, sums, top = x + 4 * t * d, simd.zeros(), simd.zeros()
         for i in range(0, d - 15, 16):
-            square = times(load_floats(row + 4 * i), load_floats(row + 4 * i))
-            sums, top = add(sums, square), larger(square, top)
-        squares, largest = total(sums), largest_lane(top)
+            square = simd.load_f32x16(row + 4 * i) * simd.load_f32x16(row + 4 * i)
+            sums, top = sums + square, reduce.larger(square, top)
+        squares, largest = reduce.sum_lanes(sums), reduce.largest_lane(top)
         for i in range(d // 16 * 16, d):
-            square = float_at(row + 4 * i) * float_at(row + 4 * i)
+            square = simd.load_f32(row + 4 * i) * simd.load_f32(row + 4 * i)
             squares += square
             largest = max(largest, square)
         ratios[t] = largest * np.float32(d) / squares if squares > 0 else np.float32(0.0)
@@ -114,7 +101,7 @@ def rms_norm(args: int, chunk: int, _thread_id: int) -> None:
     for t in range(chunk * rows, min(n, (chunk + 1) * rows)):
         row, result = row_at(x + 4 * t * d, d), row_at(y + 4 * t * d, d)
         squares = sum_of_squares(x + 4 * t * d, d, np.float32(0.0))
-        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + float_of_bits(eps))
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + simd.f32_of_bits(eps))
         for i in range(d):
             result[i] = row[i] * scale * w[i]
 
@@ -128,7 +115,7 @@ def layer_norm(args: int, chunk: int, _thread_id: int) -> None:
         row, result = row_at(x + 4 * t * d, d), row_at(y + 4 * t * d, d)
         mean = sum_of_row(x + 4 * t * d, d) / np.float32(d)
         squares = sum_of_squares(x + 4 * t * d, d, mean)
-        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + float_of_bits(eps))
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(d) + simd.f32_of_bits(eps))
         for i in range(d):
             result[i] = (row[i] - mean) * scale * w[i] + b[i]
 
@@ -252,9 +239,9 @@ def slice_at(args: int, chunk: int, _thread_id: int) -> None:
 def floats_to_halves(x: int, y: int, n: int) -> None:
     """n float32 at address x -> float16 at address y."""
     for i in range(0, n - 15, 16):
-        put_halves(y + 2 * i, load_floats(x + 4 * i))
+        simd.store_f16x16(y + 2 * i, simd.load_f32x16(x + 4 * i))
     for i in range(n // 16 * 16, n):
-        put_half(y + 2 * i, float_at(x + 4 * i))
+        simd.store_f16(y + 2 * i, simd.load_f32(x + 4 * i))
 
 
 ITEM_BYTES, STORE_ROW = 4, copy_floats  # of a cache in float32; a copy of the loop has those of float16

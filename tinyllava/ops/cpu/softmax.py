@@ -11,27 +11,8 @@ from typing import Any
 import numpy as np
 
 from tinyllava.ops.cpu.compile import kernel
-from tinyllava.ops.cpu.simd.intrinsics import (
-    add,
-    everywhere,
-    float_at,
-    fused,
-    load_floats,
-    no_floats,
-    put_float,
-    put_floats,
-    times,
-)
-from tinyllava.ops.cpu.simd.llvm import FLOATS, INTS, call, constant, emit_fused, instruction
-from tinyllava.ops.cpu.simd.reduce import (
-    fold_each,
-    larger,
-    larger_lanes,
-    largest_lane,
-    load_sixteen,
-    sums_of_each,
-    total,
-)
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import llvm, reduce
 
 # e^x = 2^n e^r with n = round(x log2(e)), r = x - n log(2), |r| <= log(2) / 2 (the Cephes library, expf.c).
 # log(2) is a sum of two numbers, of which the first has so few digits that n times it is exact.
@@ -44,54 +25,54 @@ LEAST = -87.0  # below it e^x is no normal float32
 
 def emit_exp(builder: Any, x: Any) -> Any:
     """e^x of 16 numbers that are not above 0, by the steps of rowwise.exp; 0 below e^-87."""
-    n = call(builder, "llvm.rint.v16f32", FLOATS, builder.fmul(x, constant(FLOATS, LOG2_E)))
-    r = emit_fused(builder, n, constant(FLOATS, -LN2_HIGH), x)
-    r = emit_fused(builder, n, constant(FLOATS, -LN2_LOW), r)
-    p = constant(FLOATS, TERMS[0])
+    n = llvm.call(builder, "llvm.rint.v16f32", llvm.F32X16, builder.fmul(x, llvm.f32x16(LOG2_E)))
+    r = llvm.emit_fma(builder, n, llvm.f32x16(-LN2_HIGH), x)
+    r = llvm.emit_fma(builder, n, llvm.f32x16(-LN2_LOW), r)
+    p = llvm.f32x16(TERMS[0])
     for term in TERMS[1:]:
-        p = emit_fused(builder, p, r, constant(FLOATS, term))
-    y = emit_fused(builder, p, builder.fmul(r, r), builder.fadd(r, constant(FLOATS, 1.0)))
-    exponent = builder.add(builder.fptosi(n, INTS), constant(INTS, 127))
-    y = builder.fmul(y, builder.bitcast(builder.shl(exponent, constant(INTS, 23)), FLOATS))
-    return builder.select(builder.fcmp_ordered("<", x, constant(FLOATS, LEAST)), constant(FLOATS, 0.0), y)
+        p = llvm.emit_fma(builder, p, r, llvm.f32x16(term))
+    y = llvm.emit_fma(builder, p, builder.fmul(r, r), builder.fadd(r, llvm.f32x16(1.0)))
+    exponent = builder.add(builder.fptosi(n, llvm.I32X16), llvm.i32x16(127))
+    y = builder.fmul(y, builder.bitcast(builder.shl(exponent, llvm.i32x16(23)), llvm.F32X16))
+    return builder.select(builder.fcmp_ordered("<", x, llvm.f32x16(LEAST)), llvm.f32x16(0.0), y)
 
 
-@instruction("v:vv")
+@llvm.instruction("v:vv")
 def exp_difference(builder: Any, v: Any, w: Any) -> Any:
     """e^(v - w), lane by lane, for v not larger than w; v may be minus infinity."""
     return emit_exp(builder, builder.fsub(v, w))
 
 
-@instruction("v:i")
+@llvm.instruction("v:i")
 def largest_of_each(builder: Any, address: Any) -> Any:
     """16 vectors at an address -> the largest lane of each."""
-    return fold_each(builder, load_sixteen(builder, address), larger_lanes)
+    return reduce.emit_reduce_each(builder, reduce.emit_load_16(builder, address), reduce.emit_larger)
 
 
 @kernel
 def pad(row: int, n: int, padded: int) -> None:
     """Minus infinity for the elements n to ``padded`` of a row."""
     for i in range(n, padded):
-        put_float(row + 4 * i, np.float32(-np.inf))
+        simd.store_f32(row + 4 * i, np.float32(-np.inf))
 
 
 @kernel
 def largest_lanes(row: int, n: int) -> Any:
     """A vector whose largest lane is the largest of n numbers; n a multiple of 16, as below."""
-    highest = everywhere(np.float32(-np.inf))
+    highest = simd.broadcast(np.float32(-np.inf))
     for i in range(0, n, 16):
-        highest = larger(load_floats(row + 4 * i), highest)
+        highest = reduce.larger(simd.load_f32x16(row + 4 * i), highest)
     return highest
 
 
 @kernel
 def exponentials(row: int, n: int, largest: float) -> Any:
     """x becomes e^(x - largest) in a row of n numbers. Returns a vector whose lanes add up to their sum."""
-    sums = no_floats()
+    sums = simd.zeros()
     for i in range(0, n, 16):
-        powers = exp_difference(load_floats(row + 4 * i), everywhere(largest))
-        put_floats(row + 4 * i, powers)
-        sums = add(sums, powers)
+        powers = exp_difference(simd.load_f32x16(row + 4 * i), simd.broadcast(largest))
+        simd.store_f32x16(row + 4 * i, powers)
+        sums = sums + powers
     return sums
 
 
@@ -99,15 +80,15 @@ def exponentials(row: int, n: int, largest: float) -> Any:
 def scale_row(row: int, n: int, factor: float) -> None:
     """n numbers times a factor."""
     for i in range(0, n, 16):
-        put_floats(row + 4 * i, times(load_floats(row + 4 * i), everywhere(factor)))
+        simd.store_f32x16(row + 4 * i, simd.load_f32x16(row + 4 * i) * simd.broadcast(factor))
 
 
 @kernel
 def softmax(row: int, m: int, n: int) -> None:
     """The softmax of m scores, in place; zeros after them, up to n."""
     pad(row, m, n)
-    sums = exponentials(row, n, largest_lane(largest_lanes(row, n)))
-    scale_row(row, n, np.float32(1.0) / total(sums))
+    sums = exponentials(row, n, reduce.largest_lane(largest_lanes(row, n)))
+    scale_row(row, n, np.float32(1.0) / reduce.sum_lanes(sums))
 
 
 @kernel
@@ -119,12 +100,12 @@ def running_softmax(scores: int, stride: int, n: int, largest: int, sums: int, s
     with the old ones. Scratch holds 16 vectors, one for each row, which are reduced together.
     """
     for t in range(16):
-        put_floats(scratch + 64 * t, largest_lanes(scores + t * stride, n))
-    before = load_floats(largest)
-    highest = larger(largest_of_each(scratch), before)
-    put_floats(largest, highest)
+        simd.store_f32x16(scratch + 64 * t, largest_lanes(scores + t * stride, n))
+    before = simd.load_f32x16(largest)
+    highest = reduce.larger(largest_of_each(scratch), before)
+    simd.store_f32x16(largest, highest)
     for t in range(16):
-        put_floats(scratch + 64 * t, exponentials(scores + t * stride, n, float_at(largest + 4 * t)))
+        simd.store_f32x16(scratch + 64 * t, exponentials(scores + t * stride, n, simd.load_f32(largest + 4 * t)))
     correction = exp_difference(before, highest)
-    put_floats(sums, fused(load_floats(sums), correction, sums_of_each(scratch)))
+    simd.store_f32x16(sums, simd.fma(simd.load_f32x16(sums), correction, reduce.sum_each(scratch)))
     return correction

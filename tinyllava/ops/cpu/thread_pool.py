@@ -44,7 +44,7 @@ from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
 from tinyllava.ops.cpu.compile import Task, kernel, task
-from tinyllava.ops.cpu.simd.llvm import I32, I64, call, instruction, load
+from tinyllava.ops.cpu.simd import llvm
 
 CHUNKS_DONE, SLEEPING, STOP, TASK, TASK_ARGUMENTS, QUEUES = 0, 8, 16, 24, 25, 32
 CHUNK_BITS = 32  # of a queue: the next chunk; the bits above are the end
@@ -56,42 +56,42 @@ SPINS = 200_000  # pauses before a worker goes to sleep: about a quarter of a se
 
 
 def _int64_at(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, I64.as_pointer())
+    return builder.inttoptr(address, llvm.I64.as_pointer())
 
 
-@instruction("i:ii")
+@llvm.instruction("i:ii")
 def add_atomically(builder: Any, address: Any, value: Any) -> Any:
     """Add to the int64 at an address; returns what stood there before."""
     return builder.atomic_rmw("add", _int64_at(builder, address), value, "seq_cst")
 
 
-@instruction("i:i")
+@llvm.instruction("i:i")
 def read_atomically(builder: Any, address: Any) -> Any:
     """The int64 at an address, with all that was written before it."""
     return builder.load_atomic(_int64_at(builder, address), "acquire", 8)
 
 
-@instruction("-:ii")
+@llvm.instruction("-:ii")
 def write_atomically(builder: Any, address: Any, value: Any) -> None:
     """Store an int64 after all that was written before it."""
     builder.store_atomic(value, _int64_at(builder, address), "seq_cst", 8)
 
 
-@instruction("-:iiii")
+@llvm.instruction("-:iiii")
 def call_task(builder: Any, address: Any, arguments: Any, chunk: Any, thread_id: Any) -> None:
     """Call the task at an address."""
-    kind = ir.FunctionType(ir.VoidType(), [I64] * 3).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [llvm.I64] * 3).as_pointer()
     builder.call(builder.inttoptr(address, kind), [arguments, chunk, thread_id])
 
 
-@instruction("-:")
+@llvm.instruction("-:")
 def pause(builder: Any) -> None:
     """Tell the processor that this is a waiting loop."""
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64", "i686"):
-        call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        llvm.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
     elif machine in ("aarch64", "arm64"):
-        call(builder, "llvm.aarch64.hint", ir.VoidType(), ir.Constant(I32, 1))
+        llvm.call(builder, "llvm.aarch64.hint", ir.VoidType(), llvm.i32(1))
 
 
 # ---- what stands at an address
@@ -114,7 +114,7 @@ def _arguments_at(_context: Any, _address: Any, count: Any) -> Any:
     kind = types.UniTuple(types.int64, count.literal_value)
 
     def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        numbers = [load(builder, values[0], I64, 8 * i) for i in range(kind.count)]
+        numbers = [llvm.load(builder, values[0], llvm.I64, 8 * i) for i in range(kind.count)]
         return context.make_tuple(builder, kind, numbers)
 
     return kind(types.int64, count), codegen
@@ -123,10 +123,10 @@ def _arguments_at(_context: Any, _address: Any, count: Any) -> Any:
 arguments_at: Any = intrinsic(_arguments_at)
 
 
-@instruction("i:i")
+@llvm.instruction("i:i")
 def int64_at(builder: Any, address: Any) -> Any:
     """The int64 at an address."""
-    return load(builder, address, I64)
+    return llvm.load(builder, address, llvm.I64)
 
 
 @kernel

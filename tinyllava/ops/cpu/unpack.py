@@ -25,42 +25,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinyllava.ops.cpu.compile import kernel, specialize
-from tinyllava.ops.cpu.simd.intrinsics import (
-    bits_by_half,
-    bits_by_quarter,
-    either,
-    fifth_bits,
-    flip_sign,
-    four_quarters,
-    fused,
-    half_at,
-    join_bits,
-    load_bytes,
-    put_bytes,
-    put_float,
-    put_floats,
-    times,
-    two_halves,
-    word_at,
-)
-from tinyllava.ops.cpu.simd.lanes import (
-    by_half,
-    floats_of_bytes,
-    floats_of_signed_bytes_at,
-    halves_apart,
-    lower_and_upper,
-    two_halves_at,
-)
+from tinyllava.ops.cpu.compile import kernel, placeholder, specialize
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import lanes
 from tinyllava.quant.blocks import TYPES, BlockType
 
 SUPER_MINIMA = 1024  # bytes from 16 scales that are written to memory to the 16 minima
 
 # Bytes of a block, and where its fields begin in it. Each format's copies of the functions below have its own.
 BYTES = D = M = DMIN = QS = QL = QH = HMASK = SCALES = 0
-UNPACK: Any = None
-SCALES_OF: Any = None
-MINIMA_OF: Any = None
+UNPACK = SCALES_OF = MINIMA_OF = placeholder
 HAS_M = False
 
 
@@ -94,27 +68,27 @@ class Format:
 
 def unpack_4_bits(a: int, b: int) -> Any:
     """Nibbles."""
-    return bits_by_quarter(four_quarters(a + QS, b + QS), 0, 4, 15)
+    return simd.bits_4x16(simd.load_2x16_twice(a + QS, b + QS), 0, 4, 15)
 
 
 def unpack_5_bits(a: int, b: int) -> Any:
     """Nibbles, and the fifth bits of all 32 in one word."""
-    return either(bits_by_quarter(four_quarters(a + QS, b + QS), 0, 4, 15), fifth_bits(a + QH, b + QH))
+    return simd.bits_4x16(simd.load_2x16_twice(a + QS, b + QS), 0, 4, 15) | simd.fifth_bits(a + QH, b + QH)
 
 
 def unpack_8_bits(a: int, b: int) -> Any:
     """Signed bytes; with 128 added they are unsigned."""
-    return flip_sign(two_halves(a + QS, b + QS))
+    return simd.add_128(simd.load_2x32(a + QS, b + QS))
 
 
 def scales_d(block: int) -> Any:
     """The scales of 8 blocks, twice: kernels multiply the second half by sums that -c is part of already."""
-    return halves_apart(block + D, BYTES)
+    return lanes.load_8_f16(block + D, BYTES)
 
 
 def scales_d_m(block: int) -> Any:
     """The scales and the minima of 8 blocks."""
-    return lower_and_upper(halves_apart(block + D, BYTES), halves_apart(block + M, BYTES))
+    return lanes.lower_upper(lanes.load_8_f16(block + D, BYTES), lanes.load_8_f16(block + M, BYTES))
 
 
 def unpack_row(row: int, n_blocks: int, q: int, scales: int, stride: int) -> None:
@@ -125,21 +99,21 @@ def unpack_row(row: int, n_blocks: int, q: int, scales: int, stride: int) -> Non
     for b in range(0, n_blocks, 2):
         first = row + BYTES * b
         second = first + BYTES if b + 1 < n_blocks else first
-        put_bytes(q + 32 * b, UNPACK(first, second))
+        simd.store_i8x64(q + 32 * b, UNPACK(first, second))
     for b in range(n_blocks):
-        put_float(scales + stride * b, half_at(row + BYTES * b + D))
+        simd.store_f32(scales + stride * b, simd.load_f16(row + BYTES * b + D))
     if HAS_M:
         for b in range(n_blocks):
-            put_float(scales + stride * b + 64, half_at(row + BYTES * b + M))
+            simd.store_f32(scales + stride * b + 64, simd.load_f16(row + BYTES * b + M))
 
 
 def unpack_super_block(block: int, q: int, scales: int) -> None:
     """A super-block written to memory: 256 q, what ``scales`` returns, and 16 minima SUPER_MINIMA bytes on."""
     for j in range(4):
-        put_bytes(q + 64 * j, UNPACK(block, j))
-    put_floats(scales, SCALES_OF(block))
+        simd.store_i8x64(q + 64 * j, UNPACK(block, j))
+    simd.store_f32x16(scales, SCALES_OF(block))
     if HAS_M:
-        put_floats(scales + SUPER_MINIMA, MINIMA_OF(block))
+        simd.store_f32x16(scales + SUPER_MINIMA, MINIMA_OF(block))
 
 
 # ---- the j-th 64 of a super-block of 256. The bits of a number lie in different fields, in planes: the next
@@ -149,80 +123,87 @@ def unpack_super_block(block: int, q: int, scales: int) -> None:
 def unpack_q2_k(block: int, j: int) -> Any:
     """Four planes of two bits over 32 bytes."""
     low = block + QS + 32 * (j // 2)
-    return bits_by_half(two_halves(low, low), 4 * (j % 2), 4 * (j % 2) + 2, 3)
+    return simd.bits_2x32(simd.load_2x32(low, low), 4 * (j % 2), 4 * (j % 2) + 2, 3)
 
 
 def unpack_q3_k(block: int, j: int) -> Any:
     """The same, and eight planes of the third bit over 32 bytes."""
     low, high = block + QS + 32 * (j // 2), block + HMASK
-    pairs = bits_by_half(two_halves(low, low), 4 * (j % 2), 4 * (j % 2) + 2, 3)
-    return join_bits(pairs, bits_by_half(two_halves(high, high), 2 * j, 2 * j + 1, 1), 2)
+    pairs = simd.bits_2x32(simd.load_2x32(low, low), 4 * (j % 2), 4 * (j % 2) + 2, 3)
+    return simd.or_shifted(pairs, simd.bits_2x32(simd.load_2x32(high, high), 2 * j, 2 * j + 1, 1), 2)
 
 
 def unpack_q4_k(block: int, j: int) -> Any:
     """Two planes of nibbles over 32 bytes."""
     low = block + QS + 32 * j
-    return bits_by_half(two_halves(low, low), 0, 4, 15)
+    return simd.bits_2x32(simd.load_2x32(low, low), 0, 4, 15)
 
 
 def unpack_q5_k(block: int, j: int) -> Any:
     """The same, and eight planes of the fifth bit over 32 bytes."""
     low, high = block + QS + 32 * j, block + QH
-    nibbles = bits_by_half(two_halves(low, low), 0, 4, 15)
-    return join_bits(nibbles, bits_by_half(two_halves(high, high), 2 * j, 2 * j + 1, 1), 4)
+    nibbles = simd.bits_2x32(simd.load_2x32(low, low), 0, 4, 15)
+    return simd.or_shifted(nibbles, simd.bits_2x32(simd.load_2x32(high, high), 2 * j, 2 * j + 1, 1), 4)
 
 
 def unpack_q6_k(block: int, j: int) -> Any:
     """For each 128 weights, two planes of nibbles over 64 bytes, and four of the upper two bits over 32 bytes."""
     low, high, shift = block + QL + 64 * (j // 2), block + QH + 32 * (j // 2), 4 * (j % 2)
-    nibbles = bits_by_half(load_bytes(low), shift, shift, 15)
-    return join_bits(nibbles, bits_by_half(two_halves(high, high), shift, shift + 2, 3), 4)
+    nibbles = simd.bits_2x32(simd.load_i8x64(low), shift, shift, 15)
+    return simd.or_shifted(nibbles, simd.bits_2x32(simd.load_2x32(high, high), shift, shift + 2, 3), 4)
 
 
 def scales_k(block: int) -> Any:
     """| 8 scales | 8 minima | of Q4_K and Q5_K: pairs of 6 bits in 12 bytes (k_scales in quant/plain.py)."""
     at = block + SCALES
-    a, c, rest = word_at(at), word_at(at + 4), word_at(at + 8)
+    a, c, rest = simd.load_u32(at), simd.load_u32(at + 4), simd.load_u32(at + 8)
     upper = rest & 0x0F0F0F0F | a >> 2 & 0x30303030
     lower = rest >> 4 & 0x0F0F0F0F | c >> 2 & 0x30303030
-    numbers = floats_of_bytes(a & 0x3F3F3F3F, upper, c & 0x3F3F3F3F, lower)
-    return times(numbers, two_halves_at(block + D))
+    numbers = lanes.bytes_to_f32(a & 0x3F3F3F3F, upper, c & 0x3F3F3F3F, lower)
+    return numbers * lanes.load_d_dmin(block + D)
 
 
 def scales_q6_k(block: int) -> Any:
     """16 signed bytes times d."""
-    d = half_at(block + D)
-    return times(floats_of_signed_bytes_at(block + SCALES), by_half(d, d))
+    d = simd.load_f16(block + D)
+    return lanes.load_16_i8(block + SCALES) * lanes.two_values(d, d)
 
 
 def scales_q3_k(block: int) -> Any:
     """16 numbers of 6 bits, less 32: the lower 4 are the nibbles of 8 bytes, the upper 2 the bit pairs of 4."""
     at = block + SCALES
-    a, c, rest = word_at(at), word_at(at + 4), word_at(at + 8)
+    a, c, rest = simd.load_u32(at), simd.load_u32(at + 4), simd.load_u32(at + 8)
     w0 = a & 0x0F0F0F0F | rest << 4 & 0x30303030
     w1 = c & 0x0F0F0F0F | rest << 2 & 0x30303030
     w2 = a >> 4 & 0x0F0F0F0F | rest & 0x30303030
     w3 = c >> 4 & 0x0F0F0F0F | rest >> 2 & 0x30303030
-    d = half_at(block + D)
+    d = simd.load_f16(block + D)
     less = np.float32(-32.0) * d
-    return fused(floats_of_bytes(w0, w1, w2, w3), by_half(d, d), by_half(less, less))
+    return simd.fma(lanes.bytes_to_f32(w0, w1, w2, w3), lanes.two_values(d, d), lanes.two_values(less, less))
 
 
 def scales_q2_k(block: int) -> Any:
     """The low nibbles of 16 bytes, times d."""
-    at, mask, d = block + SCALES, 0x0F0F0F0F, half_at(block + D)
-    a, b, c, e = word_at(at), word_at(at + 4), word_at(at + 8), word_at(at + 12)
-    return times(floats_of_bytes(a & mask, b & mask, c & mask, e & mask), by_half(d, d))
+    at, mask, d = block + SCALES, 0x0F0F0F0F, simd.load_f16(block + D)
+    a, b, c, e = simd.load_u32(at), simd.load_u32(at + 4), simd.load_u32(at + 8), simd.load_u32(at + 12)
+    return lanes.bytes_to_f32(a & mask, b & mask, c & mask, e & mask) * lanes.two_values(d, d)
 
 
 def minima_q2_k(block: int) -> Any:
     """The high nibbles, times -dmin."""
-    at, mask, m = block + SCALES, 0x0F0F0F0F, -half_at(block + DMIN)
-    a, b, c, e = word_at(at), word_at(at + 4), word_at(at + 8), word_at(at + 12)
-    return times(floats_of_bytes(a >> 4 & mask, b >> 4 & mask, c >> 4 & mask, e >> 4 & mask), by_half(m, m))
+    at, mask, m = block + SCALES, 0x0F0F0F0F, -simd.load_f16(block + DMIN)
+    a, b, c, e = simd.load_u32(at), simd.load_u32(at + 4), simd.load_u32(at + 8), simd.load_u32(at + 12)
+    return lanes.bytes_to_f32(a >> 4 & mask, b >> 4 & mask, c >> 4 & mask, e >> 4 & mask) * lanes.two_values(m, m)
 
 
 # ---- the table
+
+# How floating-point weights are loaded as float32: 16 of them, or one.
+FLOAT_LOADS = {
+    "F32": (simd.load_f32x16, simd.load_f32),
+    "F16": (simd.load_f16x16, simd.load_f16),
+    "BF16": (simd.load_bf16x16, simd.load_bf16),
+}
 
 
 def _format(

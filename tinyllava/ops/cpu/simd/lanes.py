@@ -9,89 +9,71 @@ from typing import Any
 
 from llvmlite import ir
 
-from tinyllava.ops.cpu.simd.intrinsics import half_by_integers
-from tinyllava.ops.cpu.simd.llvm import (
-    F32,
-    FLOATS,
-    HARDWARE_HALF,
-    I8,
-    I16,
-    I32,
-    I64,
-    INTS,
-    instruction,
-    load,
-    pick,
-    splat,
-)
+from tinyllava.ops.cpu.simd import intrinsics as simd
+from tinyllava.ops.cpu.simd import llvm
 
 
-@instruction("v:ii")
-def halves_apart(builder: Any, address: Any, step: Any) -> Any:
+@llvm.instruction("v:ii")
+def load_8_f16(builder: Any, address: Any, step: Any) -> Any:
     """| 8 half-precision numbers, ``step`` bytes apart | the same |: the scales of 8 blocks."""
-    words = ir.Constant(ir.VectorType(I64, 2), ir.Undefined)
+    words = ir.Constant(ir.VectorType(llvm.I64, 2), ir.Undefined)
     for w in range(2):  # put together as whole numbers, since vector instructions are what is scarce
-        word = ir.Constant(I64, 0)
+        word = llvm.i64(0)
         for i in range(4):
-            here = builder.add(address, builder.mul(step, ir.Constant(I64, 4 * w + i)))
-            half = builder.zext(load(builder, here, I16), I64)
-            word = builder.or_(word, builder.shl(half, ir.Constant(I64, 16 * i)))
-        words = builder.insert_element(words, word, ir.Constant(I32, w))
-    v = builder.bitcast(words, ir.VectorType(I16, 8))
-    v = pick(builder, v, v, [*range(8), *range(8)])
-    if HARDWARE_HALF:
-        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), FLOATS)
-    floats = ir.Constant(FLOATS, ir.Undefined)
+            here = builder.add(address, builder.mul(step, llvm.i64(4 * w + i)))
+            half = builder.zext(llvm.load(builder, here, llvm.I16), llvm.I64)
+            word = builder.or_(word, builder.shl(half, llvm.i64(16 * i)))
+        words = builder.insert_element(words, word, llvm.i32(w))
+    v = builder.bitcast(words, ir.VectorType(llvm.I16, 8))
+    v = llvm.shuffle(builder, v, v, [*range(8), *range(8)])
+    if llvm.HARDWARE_HALF:
+        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), llvm.F32X16)
+    floats = ir.Constant(llvm.F32X16, ir.Undefined)
     for i in range(16):
-        half = builder.zext(builder.extract_element(v, ir.Constant(I32, i)), I32)
-        floats = builder.insert_element(floats, half_by_integers(builder, half), ir.Constant(I32, i))
+        half = builder.zext(builder.extract_element(v, llvm.i32(i)), llvm.I32)
+        floats = builder.insert_element(floats, simd.emit_f16_to_f32(builder, half), llvm.i32(i))
     return floats
 
 
-@instruction("v:vv")
-def lower_and_upper(builder: Any, a: Any, b: Any) -> Any:
+@llvm.instruction("v:vv")
+def lower_upper(builder: Any, a: Any, b: Any) -> Any:
     """| lower half of a | upper half of b |."""
-    return pick(builder, a, b, [*range(8), *range(24, 32)])
+    return llvm.shuffle(builder, a, b, [*range(8), *range(24, 32)])
 
 
-@instruction("v:ff")
-def by_half(builder: Any, first: Any, second: Any) -> Any:
+@llvm.instruction("v:ff")
+def two_values(builder: Any, first: Any, second: Any) -> Any:
     """| first x 8 | second x 8 |."""
-    return pick(builder, splat(builder, first, 8), splat(builder, second, 8), range(16))
+    return llvm.shuffle(builder, llvm.broadcast(builder, first, 8), llvm.broadcast(builder, second, 8), range(16))
 
 
-@instruction("v:i")
-def two_halves_at(builder: Any, address: Any) -> Any:
+@llvm.instruction("v:i")
+def load_d_dmin(builder: Any, address: Any) -> Any:
     """| first half-precision number x 8 | second, with its sign turned, x 8 |, of two side by side."""
-    both = builder.xor(load(builder, address, I32), ir.Constant(I32, -(1 << 31)))
-    if HARDWARE_HALF:
-        v = builder.fpext(builder.bitcast(both, ir.VectorType(ir.HalfType(), 2)), ir.VectorType(F32, 2))
-        return pick(builder, v, v, [0] * 8 + [1] * 8)
-    bits = builder.and_(both, ir.Constant(I32, 0xFFFF)), builder.lshr(both, ir.Constant(I32, 16))
-    return pick(builder, *(splat(builder, half_by_integers(builder, b), 8) for b in bits), range(16))
+    both = builder.xor(llvm.load(builder, address, llvm.I32), llvm.i32(-(1 << 31)))
+    if llvm.HARDWARE_HALF:
+        v = builder.fpext(builder.bitcast(both, ir.VectorType(ir.HalfType(), 2)), ir.VectorType(llvm.F32, 2))
+        return llvm.shuffle(builder, v, v, [0] * 8 + [1] * 8)
+    bits = builder.and_(both, llvm.i32(0xFFFF)), builder.lshr(both, llvm.i32(16))
+    numbers = (simd.emit_f16_to_f32(builder, b) for b in bits)
+    return llvm.shuffle(builder, *(llvm.broadcast(builder, number, 8) for number in numbers), range(16))
 
 
-@instruction("v:ffff")
-def by_quarter(builder: Any, *values: Any) -> Any:
-    """| first x 4 | second x 4 | third x 4 | fourth x 4 |."""
-    halves = [pick(builder, *(splat(builder, v, 4) for v in values[i : i + 2]), range(8)) for i in (0, 2)]
-    return pick(builder, *halves, range(16))
-
-
-@instruction("v:iiii")
-def floats_of_bytes(builder: Any, *words: Any) -> Any:
+@llvm.instruction("v:iiii")
+def bytes_to_f32(builder: Any, *words: Any) -> Any:
     """The 16 unsigned bytes of four 32-bit words, as floats."""
-    v = ir.Constant(ir.VectorType(I64, 2), ir.Undefined)
+    v = ir.Constant(ir.VectorType(llvm.I64, 2), ir.Undefined)
     for i in range(2):
-        both = builder.or_(words[2 * i], builder.shl(words[2 * i + 1], ir.Constant(I64, 32)))
-        v = builder.insert_element(v, both, ir.Constant(I32, i))
-    return builder.uitofp(builder.zext(builder.bitcast(v, ir.VectorType(I8, 16)), INTS), FLOATS)
+        both = builder.or_(words[2 * i], builder.shl(words[2 * i + 1], llvm.i64(32)))
+        v = builder.insert_element(v, both, llvm.i32(i))
+    return builder.uitofp(builder.zext(builder.bitcast(v, ir.VectorType(llvm.I8, 16)), llvm.I32X16), llvm.F32X16)
 
 
-@instruction("v:i")
-def floats_of_signed_bytes_at(builder: Any, address: Any) -> Any:
+@llvm.instruction("v:i")
+def load_16_i8(builder: Any, address: Any) -> Any:
     """16 signed bytes, as floats."""
-    return builder.sitofp(builder.sext(load(builder, address, ir.VectorType(I8, 16)), INTS), FLOATS)
+    v = llvm.load(builder, address, ir.VectorType(llvm.I8, 16))
+    return builder.sitofp(builder.sext(v, llvm.I32X16), llvm.F32X16)
 
 
 def _spread(lanes_each: int, first: int, step: int = 1) -> Any:
@@ -99,9 +81,9 @@ def _spread(lanes_each: int, first: int, step: int = 1) -> Any:
     lanes = [first + i // lanes_each * step for i in range(16)]
 
     def emit(builder: Any, v: Any) -> Any:
-        return pick(builder, v, v, lanes)
+        return llvm.shuffle(builder, v, v, lanes)
 
-    return instruction("v:v")(emit)
+    return llvm.instruction("v:v")(emit)
 
 
 # Of 8 scales for 32 weights each, the two that dot4 over 64 weights needs; of 16 for 16 weights each, the four.

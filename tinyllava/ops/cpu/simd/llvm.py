@@ -1,10 +1,10 @@
-"""The few vector instructions that kernels need and Numba does not offer, as intrinsics over LLVM.
+"""What Numba lacks for vector code: vectors as types, and a way to write an instruction as LLVM code.
 
 Kernels hold vectors of 512 bits in local variables; LLVM splits them where the machine's are shorter.
 
-    bytes64   64 x i8     one register of quantized numbers       load_bytes, two_halves, four_quarters, ...
-    ints16    16 x i32    sums of products                        dot4, dot2
-    floats16  16 x f32    sums of sums, times the blocks' scales  fused; folds.py adds up their lanes
+    bytes64   64 x i8     one register of quantized numbers       load_i8x64, load_2x32, bits_2x32, ...
+    ints16    16 x i32    sums of products                        dot4
+    floats16  16 x f32    sums of sums, times the blocks' scales  a + b, a * b, fma; reduce.py adds up their lanes
 
 The picture to have in mind, of the one instruction that does the work (AVX-512 VNNI's ``vpdpbusd``):
 
@@ -18,8 +18,10 @@ same sums are made from 16-bit products, so results are equal on every machine.
 
 from __future__ import annotations
 
+import operator
 import platform
 from collections.abc import Callable
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -27,11 +29,13 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import config
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.core.typing import signature
+from numba.core.typing.templates import ConcreteTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, register_model
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32 = ir.FloatType()
-BYTES, WORDS, INTS, FLOATS = (ir.VectorType(t, n) for t, n in ((I8, 64), (I16, 32), (I32, 16), (F32, 16)))
+I8X64, I16X32, I32X16, F32X16 = (ir.VectorType(t, n) for t, n in ((I8, 64), (I16, 32), (I32, 16), (F32, 16)))
 
 
 def cpu_features() -> set[str]:
@@ -67,7 +71,7 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, kind.llvm)
 
 
-bytes64, ints16, floats16 = Vector("bytes64", BYTES), Vector("ints16", INTS), Vector("floats16", FLOATS)
+bytes64, ints16, floats16 = Vector("bytes64", I8X64), Vector("ints16", I32X16), Vector("floats16", F32X16)
 Emitter = Callable[..., Any]
 KINDS = {"i": types.int64, "f": types.float32, "b": bytes64, "n": ints16, "v": floats16, "-": types.void}
 
@@ -92,12 +96,31 @@ def instruction(signature: str) -> Callable[[Emitter], Any]:
     return wrap
 
 
-# ---- what emitters share
+def _operator(operation: Any, kind: Vector, method: str) -> None:
+    """Let kernels write an operation of two vectors as Python does."""
+
+    def lower(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return getattr(builder, method)(*values)
+
+    infer_global(operation)(type(method, (ConcreteTemplate,), {"cases": [signature(kind, kind, kind)]}))
+    lower_builtin(operation, kind, kind)(lower)
+
+
+_operator(operator.add, floats16, "fadd")
+_operator(operator.mul, floats16, "fmul")
+_operator(operator.or_, bytes64, "or_")
+
+
+# ---- what emitters share: constants, memory, lanes, products
 
 
 def constant(kind: Any, values: Any) -> Any:
     """A vector constant: one number for all lanes, or a list."""
     return ir.Constant(kind, list(values) if isinstance(values, (list, range)) else [values] * kind.count)
+
+
+i64, i32, f32 = (partial(ir.Constant, kind) for kind in (I64, I32, F32))
+i8x64, i16x32, i32x16, f32x16 = (partial(constant, kind) for kind in (I8X64, I16X32, I32X16, F32X16))
 
 
 def call(builder: Any, name: str, result: Any, *values: Any) -> Any:
@@ -110,44 +133,44 @@ def call(builder: Any, name: str, result: Any, *values: Any) -> Any:
 
 def load(builder: Any, address: Any, kind: Any, offset: int = 0) -> Any:
     """A value of any type from a byte address that need not be aligned."""
-    value = builder.load(builder.inttoptr(plus(builder, address, offset), kind.as_pointer()))
+    value = builder.load(builder.inttoptr(offset_by(builder, address, offset), kind.as_pointer()))
     value.align = 1
     return value
 
 
 def store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
     """The inverse of load."""
-    builder.store(value, builder.inttoptr(plus(builder, address, offset), value.type.as_pointer())).align = 1
+    builder.store(value, builder.inttoptr(offset_by(builder, address, offset), value.type.as_pointer())).align = 1
 
 
-def plus(builder: Any, address: Any, offset: int) -> Any:
+def offset_by(builder: Any, address: Any, offset: int) -> Any:
     """address + offset."""
-    return builder.add(address, ir.Constant(I64, offset)) if offset else address
+    return builder.add(address, i64(offset)) if offset else address
 
 
-def pick(builder: Any, a: Any, b: Any, lanes: Any) -> Any:
+def shuffle(builder: Any, a: Any, b: Any, lanes: Any) -> Any:
     """The lanes of a (0, 1, ...) and b (after a's) in a new order."""
     lanes = list(lanes)
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
-def splat(builder: Any, value: Any, lanes: int = 16) -> Any:
+def broadcast(builder: Any, value: Any, lanes: int = 16) -> Any:
     """One number in all lanes."""
     empty = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-    return pick(builder, builder.insert_element(empty, value, ir.Constant(I32, 0)), empty, [0] * lanes)
+    return shuffle(builder, builder.insert_element(empty, value, i32(0)), empty, [0] * lanes)
 
 
 def emit_dot2(builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """sums (16 x i32) + a0 * b0 + a1 * b1 in each lane, for a and b of 32 x i16 (``vpdpwssd``)."""
     if VNNI:
-        return call(builder, "llvm.x86.avx512.vpdpwssd.512", INTS, sums, a, b)
+        return call(builder, "llvm.x86.avx512.vpdpwssd.512", I32X16, sums, a, b)
     if "avx2" in FEATURES:
         halves = []
         for lanes in (range(16), range(16, 32)):
-            parts = [pick(builder, v, v, lanes) for v in (a, b)]
+            parts = [shuffle(builder, v, v, lanes) for v in (a, b)]
             halves.append(call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), *parts))
-        return builder.add(sums, pick(builder, *halves, range(16)))
-    a, b, half = builder.bitcast(a, INTS), builder.bitcast(b, INTS), constant(INTS, 16)
+        return builder.add(sums, shuffle(builder, *halves, range(16)))
+    a, b, half = builder.bitcast(a, I32X16), builder.bitcast(b, I32X16), i32x16(16)
     high = builder.mul(builder.ashr(a, half), builder.ashr(b, half))
     low = [builder.ashr(builder.shl(v, half), half) for v in (a, b)]
     return builder.add(sums, builder.add(high, builder.mul(*low)))
@@ -156,13 +179,13 @@ def emit_dot2(builder: Any, sums: Any, a: Any, b: Any) -> Any:
 def emit_dot4(builder: Any, sums: Any, a: Any, b: Any) -> Any:
     """sums (16 x i32) + four products in each lane, for a of 64 x u8 and b of 64 x s8 (``vpdpbusd``)."""
     if VNNI:
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, sums, a, b)
-    a, b, byte = builder.bitcast(a, WORDS), builder.bitcast(b, WORDS), constant(WORDS, 8)
-    even = builder.and_(a, constant(WORDS, 255)), builder.ashr(builder.shl(b, byte), byte)
+        return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32X16, sums, a, b)
+    a, b, byte = builder.bitcast(a, I16X32), builder.bitcast(b, I16X32), i16x32(8)
+    even = builder.and_(a, i16x32(255)), builder.ashr(builder.shl(b, byte), byte)
     odd = builder.lshr(a, byte), builder.ashr(b, byte)
     return emit_dot2(builder, emit_dot2(builder, sums, *even), *odd)
 
 
-def emit_fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c with one rounding."""
-    return call(builder, "llvm.fma.v16f32", FLOATS, a, b, c)
+    return call(builder, "llvm.fma.v16f32", F32X16, a, b, c)

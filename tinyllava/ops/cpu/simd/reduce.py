@@ -8,63 +8,62 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-
-from tinyllava.ops.cpu.simd.llvm import FLOATS, I32, instruction, load, pick
+from tinyllava.ops.cpu.simd import llvm
 
 # ---- one vector
 
 
-@instruction("f:v")
-def total(builder: Any, v: Any) -> Any:
+@llvm.instruction("f:v")
+def sum_lanes(builder: Any, v: Any) -> Any:
     """The sum of all 16 lanes."""
-    return fold(builder, v)
+    return emit_sum(builder, v)
 
 
-def fold(builder: Any, v: Any) -> Any:
+def emit_sum(builder: Any, v: Any) -> Any:
     """The sum of all lanes: the upper half onto the lower one, again and again."""
     width = v.type.count // 2
     while width:
-        v = builder.fadd(*(pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))))
+        halves = range(width), range(width, 2 * width)
+        v = builder.fadd(*(llvm.shuffle(builder, v, v, lanes) for lanes in halves))
         width //= 2
-    return builder.extract_element(v, ir.Constant(I32, 0))
+    return builder.extract_element(v, llvm.i32(0))
 
 
-@instruction("f:v")
-def total_of_upper_half(builder: Any, v: Any) -> Any:
+@llvm.instruction("f:v")
+def sum_upper_lanes(builder: Any, v: Any) -> Any:
     """The sum of lanes 8 to 15."""
-    return fold(builder, pick(builder, v, v, range(8, 16)))
+    return emit_sum(builder, llvm.shuffle(builder, v, v, range(8, 16)))
 
 
-def larger_lanes(builder: Any, a: Any, b: Any) -> Any:
+def emit_larger(builder: Any, a: Any, b: Any) -> Any:
     """The larger of each two; where either is NaN, b."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def smaller_lanes(builder: Any, a: Any, b: Any) -> Any:
+def emit_smaller(builder: Any, a: Any, b: Any) -> Any:
     """The smaller of each two; where either is NaN, b."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
-@instruction("v:vv")
+@llvm.instruction("v:vv")
 def larger(builder: Any, a: Any, b: Any) -> Any:
     """The larger of each two; where either is NaN, b."""
-    return larger_lanes(builder, a, b)
+    return emit_larger(builder, a, b)
 
 
-@instruction("f:v")
+@llvm.instruction("f:v")
 def largest_lane(builder: Any, v: Any) -> Any:
     """The largest of 16."""
     for width in (8, 4, 2, 1):
-        halves = [pick(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
-        v = larger_lanes(builder, *halves)
-    return builder.extract_element(v, ir.Constant(I32, 0))
+        halves = [llvm.shuffle(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
+        v = emit_larger(builder, *halves)
+    return builder.extract_element(v, llvm.i32(0))
 
 
 # ---- sixteen vectors
 
 
-def fold_each(builder: Any, vectors: list[Any], join: Any) -> Any:
+def emit_reduce_each(builder: Any, vectors: list[Any], join: Any) -> Any:
     """16 vectors -> one, whose lane i is all lanes of vector i, joined.
 
     Neighbours meet four times: of each, the halves of its groups are joined, so that 16 lanes of one vector become
@@ -74,21 +73,21 @@ def fold_each(builder: Any, vectors: list[Any], join: Any) -> Any:
         lower = [lane + i for lane in range(0, 16, 2 * width) for i in range(width)]
         halves = [[*lanes, *(16 + lane for lane in lanes)] for lanes in (lower, [i + width for i in lower])]
         pairs = zip(vectors[::2], vectors[1::2], strict=True)
-        vectors = [join(builder, *(pick(builder, *pair, lanes) for lanes in halves)) for pair in pairs]
+        vectors = [join(builder, *(llvm.shuffle(builder, *pair, lanes) for lanes in halves)) for pair in pairs]
     return vectors[0]
 
 
-def load_sixteen(builder: Any, address: Any) -> list[Any]:
+def emit_load_16(builder: Any, address: Any) -> list[Any]:
     """16 vectors, one after the other at an address."""
-    return [load(builder, address, FLOATS, 64 * i) for i in range(16)]
+    return [llvm.load(builder, address, llvm.F32X16, 64 * i) for i in range(16)]
 
 
-def sum_lanes(builder: Any, a: Any, b: Any) -> Any:
+def emit_add(builder: Any, a: Any, b: Any) -> Any:
     """a + b."""
     return builder.fadd(a, b)
 
 
-@instruction("v:i")
-def sums_of_each(builder: Any, address: Any) -> Any:
+@llvm.instruction("v:i")
+def sum_each(builder: Any, address: Any) -> Any:
     """16 vectors at an address -> the sum of each."""
-    return fold_each(builder, load_sixteen(builder, address), sum_lanes)
+    return emit_reduce_each(builder, emit_load_16(builder, address), emit_add)
