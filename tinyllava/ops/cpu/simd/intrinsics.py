@@ -140,12 +140,7 @@ store_i32, store_i16 = (_store("-:ii", lambda b, v, kind=kind: b.trunc(v, kind))
 # Rounded to the nearest; only with HARDWARE_HALF.
 store_f16 = _store("-:if", lambda builder, value: builder.fptrunc(value, ir.HalfType()))
 store_f16x16 = _store("-:iv", lambda builder, values: builder.fptrunc(values, F16X16))
-
-
-@instruction("-:i")
-def store_zeros(builder: Any, address: Any) -> None:
-    """64 zero bytes."""
-    llvm.store(builder, llvm.i8x64(0), address)
+store_zeros = instruction("-:i")(lambda builder, address: llvm.store(builder, llvm.i8x64(0), address))  # 64 bytes
 
 
 @instruction("-:i")
@@ -202,49 +197,20 @@ def fifth_bits(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(flags, llvm.i8x64(16), llvm.i8x64(0))
 
 
-@instruction("b:b")
-def add_128(builder: Any, v: Any) -> Any:
-    """Signed bytes -> unsigned bytes: 128 more."""
-    return builder.xor(v, llvm.i8x64(-128))
+add_128 = instruction("b:b")(lambda builder, v: builder.xor(v, llvm.i8x64(-128)))  # signed bytes -> unsigned
 
 
 # ---- arithmetic
 
 
-@instruction("n:")
-def zeros_i32(_builder: Any) -> Any:
-    """16 zeros."""
-    return llvm.i32x16(0)
-
-
-@instruction("v:")
-def zeros(_builder: Any) -> Any:
-    """16 zeros."""
-    return llvm.f32x16(0.0)
-
-
-dot4, fma = instruction("n:nbb")(llvm.emit_dot4), instruction("v:vvv")(llvm.emit_fma)
-
-
-@instruction("f:fff")
-def fma_f32(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c of three numbers, with one rounding."""
-    return llvm.call(builder, "llvm.fma.f32", llvm.F32, a, b, c)
-
-
-@instruction("v:n")
-def to_f32(builder: Any, v: Any) -> Any:
-    """16 x int32 -> 16 x float32."""
-    return builder.sitofp(v, F32X16)
-
-
+zeros = instruction("v:")(lambda _builder: llvm.f32x16(0.0))
+zeros_i32 = instruction("n:")(lambda _builder: llvm.i32x16(0))
 broadcast = instruction("v:f")(llvm.broadcast)
-
-
-@instruction("f:i")
-def f32_of_bits(builder: Any, bits: Any) -> Any:
-    """The float32 with these bits."""
-    return builder.bitcast(builder.trunc(bits, llvm.I32), llvm.F32)
+dot4 = instruction("n:nbb")(llvm.emit_dot4)
+to_f32 = instruction("v:n")(lambda builder, v: builder.sitofp(v, F32X16))  # of int32
+fma = instruction("v:vvv")(llvm.emit_fma)  # a * b + c with one rounding, of vectors and of numbers
+fma_f32 = instruction("f:fff")(lambda builder, *abc: llvm.call(builder, "llvm.fma.f32", llvm.F32, *abc))
+f32_of_bits = instruction("f:i")(lambda builder, bits: builder.bitcast(builder.trunc(bits, llvm.I32), llvm.F32))
 
 
 @instruction("f:f")

@@ -11,9 +11,10 @@ from llvmlite import ir
 
 from tinyllava.ops.cpu.simd import intrinsics as simd
 from tinyllava.ops.cpu.simd import llvm
+from tinyllava.ops.cpu.simd.llvm import F32X16, instruction
 
 
-@llvm.instruction("v:ii")
+@instruction("v:ii")
 def load_8_f16(builder: Any, address: Any, step: Any) -> Any:
     """| 8 half-precision numbers, ``step`` bytes apart | the same |: the scales of 8 blocks."""
     words = ir.Constant(ir.VectorType(llvm.I64, 2), ir.Undefined)
@@ -27,27 +28,27 @@ def load_8_f16(builder: Any, address: Any, step: Any) -> Any:
     v = builder.bitcast(words, ir.VectorType(llvm.I16, 8))
     v = llvm.shuffle(builder, v, v, [*range(8), *range(8)])
     if llvm.HARDWARE_HALF:
-        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), llvm.F32X16)
-    floats = ir.Constant(llvm.F32X16, ir.Undefined)
+        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), F32X16)
+    floats = ir.Constant(F32X16, ir.Undefined)
     for i in range(16):
         half = builder.zext(builder.extract_element(v, llvm.i32(i)), llvm.I32)
         floats = builder.insert_element(floats, simd.emit_f16_to_f32(builder, half), llvm.i32(i))
     return floats
 
 
-@llvm.instruction("v:vv")
+@instruction("v:vv")
 def lower_upper(builder: Any, a: Any, b: Any) -> Any:
     """| lower half of a | upper half of b |."""
     return llvm.shuffle(builder, a, b, [*range(8), *range(24, 32)])
 
 
-@llvm.instruction("v:ff")
+@instruction("v:ff")
 def two_values(builder: Any, first: Any, second: Any) -> Any:
     """| first x 8 | second x 8 |."""
     return llvm.shuffle(builder, llvm.broadcast(builder, first, 8), llvm.broadcast(builder, second, 8), range(16))
 
 
-@llvm.instruction("v:i")
+@instruction("v:i")
 def load_d_dmin(builder: Any, address: Any) -> Any:
     """| first half-precision number x 8 | second, with its sign turned, x 8 |, of two side by side."""
     both = builder.xor(llvm.load(builder, address, llvm.I32), llvm.i32(-(1 << 31)))
@@ -59,21 +60,21 @@ def load_d_dmin(builder: Any, address: Any) -> Any:
     return llvm.shuffle(builder, *(llvm.broadcast(builder, number, 8) for number in numbers), range(16))
 
 
-@llvm.instruction("v:iiii")
+@instruction("v:iiii")
 def bytes_to_f32(builder: Any, *words: Any) -> Any:
     """The 16 unsigned bytes of four 32-bit words, as floats."""
     v = ir.Constant(ir.VectorType(llvm.I64, 2), ir.Undefined)
     for i in range(2):
         both = builder.or_(words[2 * i], builder.shl(words[2 * i + 1], llvm.i64(32)))
         v = builder.insert_element(v, both, llvm.i32(i))
-    return builder.uitofp(builder.zext(builder.bitcast(v, ir.VectorType(llvm.I8, 16)), llvm.I32X16), llvm.F32X16)
+    return builder.uitofp(builder.zext(builder.bitcast(v, ir.VectorType(llvm.I8, 16)), llvm.I32X16), F32X16)
 
 
-@llvm.instruction("v:i")
+@instruction("v:i")
 def load_16_i8(builder: Any, address: Any) -> Any:
     """16 signed bytes, as floats."""
     v = llvm.load(builder, address, ir.VectorType(llvm.I8, 16))
-    return builder.sitofp(builder.sext(v, llvm.I32X16), llvm.F32X16)
+    return builder.sitofp(builder.sext(v, llvm.I32X16), F32X16)
 
 
 def _spread(lanes_each: int, first: int, step: int = 1) -> Any:
@@ -83,7 +84,7 @@ def _spread(lanes_each: int, first: int, step: int = 1) -> Any:
     def emit(builder: Any, v: Any) -> Any:
         return llvm.shuffle(builder, v, v, lanes)
 
-    return llvm.instruction("v:v")(emit)
+    return instruction("v:v")(emit)
 
 
 # Of 8 scales for 32 weights each, the two that dot4 over 64 weights needs; of 16 for 16 weights each, the four.

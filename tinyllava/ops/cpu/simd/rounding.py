@@ -1,7 +1,7 @@
-"""Floats rounded to integers: what activations become before they meet quantized weights.
+"""Floats rounded to integers, x to about d * q: the steps of quantize_activations.py and pack_weights.py.
 
-x is about d * q, with q of 8 bits (or 16) and one float32 step d for 32 numbers, or for 64 or 128 of a prompt's;
-blocks of 32 one by one, or sixteen of them at once.
+Of 16 blocks of 32 numbers, what is decided for each block is decided for all 16 in one vector: its lane b is block
+b's.
 """
 
 from __future__ import annotations
@@ -11,60 +11,16 @@ from typing import Any
 from llvmlite import ir
 
 from tinyllava.ops.cpu.simd import llvm, reduce
+from tinyllava.ops.cpu.simd.llvm import F32X16, I32X16, instruction
 
-# The largest words of activations and of weights, and what 64 weights may add up to: less than 2^31 / X_WORD, or
-# the sum of 64 products would not fit in int32. So the two share the bits that there are.
+# The largest int16 of activations and of weights, and what those of 64 weights may add up to: less than
+# 2^31 / X_INT16, or the sum of 64 products would not fit in int32. So the two share the bits that there are.
 X_INT16, W_INT16, W_INT16_SUM = 11585.0, 32767.0, 185300.0
 
 
-def _emit_extreme(builder: Any, a: Any, b: Any) -> Any:
-    """Of 32 floats, the one of largest magnitude, sign included. NaN are passed over."""
-    ends = []
-    for name in ("maxnum", "minnum"):
-        v = llvm.call(builder, f"llvm.{name}.v16f32", llvm.F32X16, a, b)
-        for width in (8, 4, 2):
-            halves = [llvm.shuffle(builder, v, v, lanes) for lanes in (range(width), range(width, 2 * width))]
-            v = llvm.call(builder, f"llvm.{name}.v{width}f32", ir.VectorType(llvm.F32, width), *halves)
-        last = [builder.extract_element(v, llvm.i32(lane)) for lane in (0, 1)]
-        ends.append(llvm.call(builder, f"llvm.{name}.f32", llvm.F32, *last))
-    high, low = ends
-    return _emit_larger_magnitude(builder, high, low)
-
-
-@llvm.instruction("f:i")
-def extreme(builder: Any, address: Any) -> Any:
-    """Of 32 floats, the one of largest magnitude, sign included; NaN if one of them is NaN or infinite."""
-    a, b = llvm.load(builder, address, llvm.F32X16), llvm.load(builder, address, llvm.F32X16, 64)
-    probe = builder.fmul(builder.fadd(a, b), llvm.f32x16(0.0))  # 0, or NaN wherever a number is not finite
-    return builder.fadd(_emit_extreme(builder, a, b), reduce.emit_sum(builder, probe))
-
-
-def _quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, kind: Any) -> Any:
-    """Round 32 floats times ``inverse`` to integers of at most ``limit``; store as ``kind``, return as i32."""
-    parts = []
-    for half in range(2):
-        v = builder.fmul(llvm.load(builder, address, llvm.F32X16, 64 * half), llvm.broadcast(builder, inverse))
-        v = llvm.call(builder, "llvm.rint.v16f32", llvm.F32X16, v)
-        v = llvm.call(builder, "llvm.minnum.v16f32", llvm.F32X16, v, llvm.f32x16(limit))
-        parts.append(builder.fptosi(v, llvm.I32X16))
-        llvm.store(builder, builder.trunc(parts[half], ir.VectorType(kind, 16)), to, half * kind.width * 2)
-    return parts
-
-
-@llvm.instruction("-:ifi")
-def quantize_int16(builder: Any, address: Any, inverse: Any, to: Any) -> None:
-    """32 floats times ``inverse`` -> 32 x s16."""
-    _quantize(builder, address, inverse, 32767.0, to, llvm.I16)
-
-
-def _squared_distances(builder: Any, parts: Any, inverse: Any) -> Any:
-    """(x * inverse - the nearest whole number)^2 of 32 numbers, the two halves added lane by lane."""
-    squares = llvm.f32x16(0.0)
-    for part in parts:
-        v = builder.fmul(part, llvm.broadcast(builder, inverse))
-        difference = builder.fsub(v, llvm.call(builder, "llvm.rint.v16f32", llvm.F32X16, v))
-        squares = llvm.emit_fma(builder, difference, difference, squares)
-    return squares
+def emit_round(builder: Any, v: Any) -> Any:
+    """The nearest whole numbers, ties to even."""
+    return llvm.call(builder, "llvm.rint.v16f32", F32X16, v)
 
 
 def emit_inverse(builder: Any, v: Any) -> Any:
@@ -73,49 +29,44 @@ def emit_inverse(builder: Any, v: Any) -> Any:
     return builder.select(none, v, builder.fdiv(llvm.f32x16(1.0), v))
 
 
-def _emit_larger_magnitude(builder: Any, high: Any, low: Any) -> Any:
+def _halves(builder: Any, address: Any) -> list[Any]:
+    """32 floats."""
+    return [llvm.load(builder, address, F32X16, at) for at in (0, 64)]
+
+
+def _larger_magnitude(builder: Any, high: Any, low: Any) -> Any:
     """Of the largest and the smallest of some numbers, the one of larger magnitude."""
     return builder.select(builder.fcmp_ordered(">", high, builder.fneg(low)), high, low)
 
 
-@llvm.instruction("-:ii")
-def pack_int16_columns(builder: Any, columns: Any, to: Any) -> None:
-    """64 columns of weights, each 16 float32, one for each row -> a record of words and 16 scales (tile.py)."""
-    magnitudes, most = llvm.f32x16(0.0), llvm.f32x16(0.0)
-    for i in range(64):
-        v = llvm.call(builder, "llvm.fabs.v16f32", llvm.F32X16, llvm.load(builder, columns, llvm.F32X16, 64 * i))
-        magnitudes = builder.fadd(magnitudes, v)
-        most = reduce.emit_larger(builder, v, most)
-    ends = [builder.fmul(v, llvm.f32x16(1 / m)) for v, m in ((most, W_INT16), (magnitudes, W_INT16_SUM))]
-    scale = builder.select(builder.fcmp_ordered(">", *ends), *ends)  # the second, too, if it is not finite
-    inverse = emit_inverse(builder, scale)
-    for j in range(32):
-        pair = [builder.fmul(llvm.load(builder, columns, llvm.F32X16, 128 * j + at), inverse) for at in (0, 64)]
-        rounded = (llvm.call(builder, "llvm.rint.v16f32", llvm.F32X16, v) for v in pair)
-        low, high = (builder.fptosi(v, llvm.I32X16) for v in rounded)
-        low, high = builder.and_(low, llvm.i32x16(0xFFFF)), builder.shl(high, llvm.i32x16(16))
-        llvm.store(builder, builder.or_(low, high), to, 64 * j)
-    llvm.store(builder, scale, to, 2048)
+def _emit_quantize(builder: Any, address: Any, inverse: Any, limit: float, to: Any, kind: Any) -> Any:
+    """Round 32 floats times ``inverse`` to integers of at most ``limit``; store as ``kind``, return as i32."""
+    parts = []
+    for half, x in enumerate(_halves(builder, address)):
+        v = emit_round(builder, builder.fmul(x, llvm.broadcast(builder, inverse)))
+        v = llvm.call(builder, "llvm.minnum.v16f32", F32X16, v, llvm.f32x16(limit))
+        parts.append(builder.fptosi(v, I32X16))
+        llvm.store(builder, builder.trunc(parts[half], ir.VectorType(kind, 16)), to, half * kind.width * 2)
+    return parts
 
 
-# ---- 16 blocks of 32 numbers at once; in a vector for all of them, lane b is block b's
+# ---- the best scale of 16 blocks
 
 
-@llvm.instruction("-:ii")
+@instruction("-:ii")
 def store_extremes(builder: Any, address: Any, to: Any) -> None:
     """32 floats -> a vector with their largest among its lanes, and 16 vectors on one with their smallest."""
-    parts = [llvm.load(builder, address, llvm.F32X16, at) for at in (0, 64)]
+    parts = _halves(builder, address)
     llvm.store(builder, reduce.emit_larger(builder, *parts), to)
     llvm.store(builder, reduce.emit_smaller(builder, *parts), to, 1024)
 
 
-@llvm.instruction("v:i")
+@instruction("v:i")
 def extreme_of_each(builder: Any, address: Any) -> Any:
     """What store_extremes wrote for 16 blocks -> of each, the number of largest magnitude, sign included."""
     largest, smallest = (reduce.emit_load_16(builder, llvm.offset_by(builder, address, at)) for at in (0, 1024))
     high = reduce.emit_reduce_each(builder, largest, reduce.emit_larger)
-    low = reduce.emit_reduce_each(builder, smallest, reduce.emit_smaller)
-    return _emit_larger_magnitude(builder, high, low)
+    return _larger_magnitude(builder, high, reduce.emit_reduce_each(builder, smallest, reduce.emit_smaller))
 
 
 def _join_fours(builder: Any, v: Any, join: Any) -> Any:
@@ -125,52 +76,94 @@ def _join_fours(builder: Any, v: Any, join: Any) -> Any:
     return v
 
 
-@llvm.instruction("v:v")
+@instruction("v:v")
 def extreme_of_four(builder: Any, v: Any) -> Any:
     """Of four lanes each, the number of largest magnitude, sign included."""
     high, low = (_join_fours(builder, v, join) for join in (reduce.emit_larger, reduce.emit_smaller))
-    return _emit_larger_magnitude(builder, high, low)
+    return _larger_magnitude(builder, high, low)
 
 
-@llvm.instruction("v:v")
+@instruction("v:v")
 def sum_of_four(builder: Any, v: Any) -> Any:
     """The sum of four lanes each."""
     return _join_fours(builder, v, reduce.emit_add)
 
 
-@llvm.instruction("v:v")
-def inverse(builder: Any, v: Any) -> Any:
-    """1 / v, and 0 where v is 0."""
-    return emit_inverse(builder, v)
+inverse = instruction("v:v")(emit_inverse)
 
 
-@llvm.instruction("v:vvvv")
+@instruction("v:vvvv")
 def select_less(builder: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """x where a < b, else y."""
     return builder.select(builder.fcmp_ordered("<", a, b), x, y)
 
 
-@llvm.instruction("v:if")
+@instruction("v:if")
 def rounding_errors(builder: Any, address: Any, inverse: Any) -> Any:
     """Of 32 floats times ``inverse``, the squared distances to the nearest whole numbers, two in each lane."""
-    return _squared_distances(builder, [llvm.load(builder, address, llvm.F32X16, at) for at in (0, 64)], inverse)
+    squares = llvm.f32x16(0.0)
+    for x in _halves(builder, address):
+        v = builder.fmul(x, llvm.broadcast(builder, inverse))
+        distance = builder.fsub(v, emit_round(builder, v))
+        squares = llvm.emit_fma(builder, distance, distance, squares)
+    return squares
 
 
-@llvm.instruction("-:ifii")
+# ---- int8
+
+
+@instruction("-:ifii")
 def quantize_int8(builder: Any, address: Any, inverse: Any, to: Any, sums: Any) -> None:
-    """32 floats times ``inverse`` -> 32 x s8; and as floats their first 16, and 16 vectors on the others."""
-    for half, v in enumerate(_quantize(builder, address, inverse, 127.0, to, llvm.I8)):
-        llvm.store(builder, builder.sitofp(v, llvm.F32X16), sums, 1024 * half)
+    """32 floats times ``inverse`` -> 32 x int8; and as floats their first 16, and 16 vectors on the others."""
+    for half, v in enumerate(_emit_quantize(builder, address, inverse, 127.0, to, llvm.I8)):
+        llvm.store(builder, builder.sitofp(v, F32X16), sums, 1024 * half)
 
 
-@llvm.instruction("-:iv")
-def store_as_i32(builder: Any, address: Any, values: Any) -> None:
-    """Store 16 whole numbers, held as floats, as int32."""
-    llvm.store(builder, builder.fptosi(values, llvm.I32X16), address)
-
-
-@llvm.instruction("-:i")
+@instruction("-:i")
 def add_128_at(builder: Any, address: Any) -> None:
-    """32 x s8, in place -> the same plus 128, as u8."""
+    """32 x int8, in place -> the same plus 128, unsigned."""
     kind = ir.VectorType(llvm.I8, 32)
     llvm.store(builder, builder.xor(llvm.load(builder, address, kind), llvm.constant(kind, -128)), address)
+
+
+@instruction("-:iv")
+def store_as_i32(builder: Any, address: Any, values: Any) -> None:
+    """Store 16 whole numbers, held as floats, as int32."""
+    llvm.store(builder, builder.fptosi(values, I32X16), address)
+
+
+# ---- int16
+
+
+@instruction("f:i")
+def extreme(builder: Any, address: Any) -> Any:
+    """Of 32 floats, the one of largest magnitude, sign included; NaN if one of them is NaN or infinite."""
+    parts, joins = _halves(builder, address), (reduce.emit_larger, reduce.emit_smaller)
+    probe = builder.fmul(builder.fadd(*parts), llvm.f32x16(0.0))  # 0, or NaN wherever a number is not finite
+    ends = [reduce.emit_reduce(builder, join(builder, *parts), join) for join in joins]
+    return builder.fadd(_larger_magnitude(builder, *ends), reduce.emit_reduce(builder, probe, reduce.emit_add))
+
+
+@instruction("-:ifi")
+def quantize_int16(builder: Any, address: Any, inverse: Any, to: Any) -> None:
+    """32 floats times ``inverse`` -> 32 x int16."""
+    _emit_quantize(builder, address, inverse, 32767.0, to, llvm.I16)
+
+
+@instruction("-:ii")
+def pack_int16_columns(builder: Any, columns: Any, to: Any) -> None:
+    """64 columns of weights, each 16 float32, one for each row -> a packed block of int16 and 16 scales."""
+    magnitudes, most = llvm.f32x16(0.0), llvm.f32x16(0.0)
+    for i in range(64):
+        v = llvm.call(builder, "llvm.fabs.v16f32", F32X16, llvm.load(builder, columns, F32X16, 64 * i))
+        magnitudes = builder.fadd(magnitudes, v)
+        most = reduce.emit_larger(builder, v, most)
+    ends = [builder.fmul(v, llvm.f32x16(1 / m)) for v, m in ((most, W_INT16), (magnitudes, W_INT16_SUM))]
+    scale = builder.select(builder.fcmp_ordered(">", *ends), *ends)  # the second, too, if it is not finite
+    inverse = emit_inverse(builder, scale)
+    for j in range(32):
+        pair = [builder.fmul(llvm.load(builder, columns, F32X16, 128 * j + at), inverse) for at in (0, 64)]
+        low, high = (builder.fptosi(emit_round(builder, v), I32X16) for v in pair)
+        low, high = builder.and_(low, llvm.i32x16(0xFFFF)), builder.shl(high, llvm.i32x16(16))
+        llvm.store(builder, builder.or_(low, high), to, 64 * j)
+    llvm.store(builder, scale, to, 2048)
