@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tests.ops.test_parity import close, kind_of_linear, tensor
 from tinyllava.ops.cpu.gemm import TOKEN_PANELS
 from tinyllava.ops.cpu.microkernel import NR
+from tinyllava.ops.cpu.ops import NumbaOps
 from tinyllava.ops.cpu.pack_weights import PACK_COLUMNS
 from tinyllava.ops.cpu.quantize_activations import KC
 from tinyllava.ops.cpu.softmax import softmax
+from tinyllava.ops.cpu.unpack import FORMATS
 from tinyllava.ops.select import select
+from tinyllava.quant.blocks import TYPES
 
 RNG = np.random.default_rng(0)
 WIDE = [
@@ -41,6 +47,31 @@ def test_a_product_too_wide_to_be_taken_apart_at_once(kind: str, d_in: int, d_ou
     bias = RNG.standard_normal(d_out).astype(np.float32)
     truth = TRUTH.linear(x.astype(np.float64), TRUTH.matrix(weight), bias)
     close(kind_of_linear(kind, NUMBA, n), NUMBA.linear(x, NUMBA.matrix(weight), bias), truth)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 40])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_product_does_not_depend_on_what_memory_held(kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(37, d_in) for d_in in (96, 320, 1056) if d_in % TYPES[kind].block_size == 0] or [(37, 768)]
+    for d_out, d_in in shapes:
+        weight, x = tensor(kind, d_out, d_in), RNG.standard_normal((n, d_in)).astype(np.float32)
+        clean, poisoned = NumbaOps(2), NumbaOps(2)
+        scratch, empty = poisoned.runner.scratch, poisoned.runner.empty
+
+        def poisoned_scratch(name: str, size: int, scratch: Any = scratch) -> int:
+            at: int = scratch(name, size)
+            ctypes.memset(at, 0xFF, size)  # every float in it is NaN
+            return at
+
+        def poisoned_empty(*shape: int, empty: Any = empty) -> np.ndarray:
+            y: np.ndarray = empty(*shape)
+            y.fill(np.nan)
+            return y
+
+        monkeypatch.setattr(poisoned.runner, "scratch", poisoned_scratch)
+        monkeypatch.setattr(poisoned.runner, "empty", poisoned_empty)
+        truth = clean.linear(x, clean.matrix(weight))
+        np.testing.assert_array_equal(poisoned.linear(x, poisoned.matrix(weight)), truth)
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 40])

@@ -113,6 +113,10 @@ def put_token_scales(scratch: int, count: int, order: int, to: int) -> None:
             at = to + 64 * (b // 8) + 4 * (b % 8)
             simd.store_f32(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
             simd.store_f32(at + 32, first + second)
+    if count % 2:  # gemv_odd reads the block that an odd last one is paired with, and 0 * NaN would be NaN
+        at = to + 128 * (count // 8) + 8 * (count % 8)
+        for i in (0, 4, 64, 68):
+            simd.store_f32(at + i, np.float32(0.0))
 
 
 # ---- many tokens
