@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile, Tensor, n_parameters
-from tinyllava.language.config import ROPE_KINDS, is_mixture, read_config
+from tinyllava.language.config import ARCHITECTURES, is_mixture, read_config
 from tinyllava.vision.config import VisionConfig, any_begins, projector_kind, unsupported
 
 LANGUAGE_MODEL = "language model"
@@ -62,8 +62,8 @@ def verdict(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> Verdi
 
 
 def _language_model(architecture: str, metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
-    known = " and ".join(ROPE_KINDS)
-    if architecture not in ROPE_KINDS:
+    known = " and ".join(ARCHITECTURES)
+    if architecture not in ARCHITECTURES:
         named = f"architecture {architecture!r}" if architecture else "no general.architecture"
         return Verdict(LANGUAGE_MODEL, False, f"A language model of {named}; tinyllava runs {known}")
     if is_mixture(metadata, names):
