@@ -88,7 +88,7 @@ def plan_language_model(
 
 
 def _heads(name: str, parameters: Parameters) -> int:
-    """How many heads' rows are permuted, so that features that RoPE pairs are neighbours; 0 for all but q and k."""
+    """How many heads have their rows permuted, so that RoPE pairs neighbours; 0 for all but q and k."""
     if ARCHITECTURES[parameters.architecture] != "norm":
         return 0
     if ".attn_q." in name:
