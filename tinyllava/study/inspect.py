@@ -84,7 +84,7 @@ def _mmproj(metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
         return Verdict(MMPROJ, False, f"An image encoder {named[projector]}")
     if (found := unsupported(projector, names)) is not None:
         return Verdict(MMPROJ, False, f"An image encoder with {found[0]}, but tinyllava needs {found[1]}")
-    return Verdict(MMPROJ, True, f"A CLIP image encoder with a projector {projector!r}: give it as --mmproj")
+    return Verdict(MMPROJ, True, f"An image encoder with a projector {projector!r}: give it as --mmproj")
 
 
 def read_as_loaders_do(file: GGUFFile, found: Verdict) -> Verdict:
