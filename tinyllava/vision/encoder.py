@@ -85,7 +85,8 @@ class VisionModel:
     def taps(self) -> dict[str, tuple[str, ...]]:
         """Every tap that :meth:`encode` fires, by its full name, with the shape of one firing in letters."""
         tower = of_blocks(TOWERS[self.config.tower].taps, "vit", self.config.n_block)
-        return PICTURE_TAPS | tower | of_blocks(KINDS[self.config.projector].taps, "mm", 0)
+        projector = {f"mm.{name}": shape for name, shape in KINDS[self.config.projector].taps.items()}
+        return PICTURE_TAPS | tower | projector
 
 
 def load_vision_model(file: GGUFFile, profile: Profile, ops: Ops) -> VisionModel:
