@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from tinyllava import cli
 from tinyllava.commands.report import layers_on_gpu
 from tinyllava.errors import UsageError
 from tinyllava.files.gguf import open_gguf
-from tinyllava.offload import ALL, SCRATCH_BYTES, TOKENS, Need, estimate, held_bytes, place, read_layers
+from tinyllava.offload import ALL, SCRATCH_BYTES, TOKENS, Need, estimate, place, read_layers
+from tinyllava.ops.gpu import device
 from tinyllava.ops.reference import NumpyOps
 
 N_LAYER = LANGUAGE["vicuna"].n_layer
@@ -108,7 +108,7 @@ def test_the_most_that_fits_fits_and_one_more_does_not(need: Need, free: int) ->
 
 def test_what_a_file_takes(folder: Path) -> None:
     model, mmproj = open_gguf(folder / "model.gguf"), open_gguf(folder / "mmproj.gguf")
-    need, more = (estimate(model, mmproj, n) for n in (100, 101))
+    need, more = (estimate(model, mmproj, n, device) for n in (100, 101))
     spec = LANGUAGE["vicuna"]
     assert need.all_layers == spec.n_layer + 1
     assert more.bytes(ALL) - need.bytes(ALL) == 2 * 4 * spec.n_head_kv * spec.head_dim * spec.n_layer  # float32
@@ -117,26 +117,16 @@ def test_what_a_file_takes(folder: Path) -> None:
     weights = need.bytes(ALL) - cache - work
     in_file = sum(tensor.nbytes for file in (model, mmproj) for tensor in file.tensors.values())
     assert weights == in_file  # all of these files' matrices have a kernel, and their vectors are float32
-    assert estimate(None, mmproj, None).bytes(ALL) < need.bytes(1)
-    trained = estimate(model, None, None)
-    assert trained.blocks == estimate(model, None, min(spec.n_ctx, 4096)).blocks
-
-
-TENSORS = [("Q4_K", (2, 256), 288), ("Q2_K", (2, 256), 1024), ("F16", (8,), 32)]
-
-
-@pytest.mark.parametrize("kind, shape, size", TENSORS)
-def test_what_a_tensor_takes(kind: str, shape: tuple[int, ...], size: int) -> None:
-    """By hand: 144 bytes for 256 numbers; no kernel, so 2 bytes for each; a vector, 4 for each."""
-    tensor = SimpleNamespace(type=kind, shape=shape, nbytes=288, n_elements=int(np.prod(shape)))
-    assert held_bytes(tensor) == size  # type: ignore[arg-type]
+    assert estimate(None, mmproj, None, device).bytes(ALL) < need.bytes(1)
+    trained = estimate(model, None, None, device)
+    assert trained.blocks == estimate(model, None, min(spec.n_ctx, 4096), device).blocks
 
 
 def gibs(*, free: float, card: FakeCupy, **settings: Any) -> Any:
     """The placement of a model of 4 blocks, 2 GiB each, on a card with so much free."""
     card.free = int((free - 1) * GIB)  # CuPy has 1 GiB of its own, free
     need = Need((2 * GIB,) * 4, GIB, GIB // 2)
-    return place(settings.pop("backend", "auto"), settings.pop("layers", None), lambda: need, **settings)
+    return place(settings.pop("backend", "auto"), settings.pop("layers", None), lambda _: need, **settings)
 
 
 def test_auto_takes_what_fits_and_says_so(card: FakeCupy) -> None:
@@ -198,14 +188,14 @@ def test_layers_without_a_gpu_are_a_note(monkeypatch: pytest.MonkeyPatch) -> Non
         (("auto", 9), "-ngl 9 has no effect: no CUDA device is visible. CUDA_VISIBLE_DEVICES is '-1'"),
         (("numpy", "all"), "-ngl all has no effect: numpy computes on the CPU"),
     ):
-        assert place(*settings, lambda: BY_HAND).notes == (note,)
-    assert place("auto", 9, lambda: BY_HAND, dtype="float64").notes == (
+        assert place(*settings, lambda _: BY_HAND).notes == (note,)
+    assert place("auto", 9, lambda _: BY_HAND, dtype="float64").notes == (
         "-ngl 9 has no effect: numpy computes on the CPU",
     )
     for quiet in (("auto", None), ("auto", 0), ("numba", "auto")):
-        assert place(*quiet, lambda: BY_HAND).notes == ()
+        assert place(*quiet, lambda _: BY_HAND).notes == ()
     with pytest.raises(UsageError, match="no CUDA device is visible"):
-        place("cupy", None, lambda: BY_HAND)
+        place("cupy", None, lambda _: BY_HAND)
 
 
 @pytest.mark.usefixtures("card")

@@ -52,6 +52,15 @@ class ContextError(UsageError):
     """The prompt and the answer asked for do not fit the context window."""
 
 
+def in_gib(size: int) -> str:
+    """Bytes as messages say them: ``7.9 GiB``, or MiB if it is less than a tenth of that.
+
+    >>> in_gib(5 << 29), in_gib(40 << 20)
+    ('2.5 GiB', '40 MiB')
+    """
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 // 10 else f"{max(size, 1) / 2**20:.0f} MiB"
+
+
 def _one_line(text: str) -> str:
     """Text that fits one terminal line's worth of output: control characters escaped, length bounded."""
     safe = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -70,7 +71,7 @@ def load(
     choices = profile(compat)
     files = _open(model, mmproj)
     usable = threads and min(threads, processors())
-    where = place(backend, n_gpu_layers, lambda: estimate(*files, n_ctx), dtype=dtype, threads=usable)
+    where = place(backend, n_gpu_layers, partial(estimate, *files, n_ctx), dtype=dtype, threads=usable)
     n_batch = n_batch or where.language.batch
     text = None if files[0] is None else load_language_model(files[0], where.language, n_batch)
     vision = None if files[1] is None else load_vision_model(files[1], choices, where.vision)

@@ -20,6 +20,7 @@ something odd, files in the wild are odd, so this table and tinyllava/convert fo
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,6 +103,51 @@ UNUSED = (
 
 # MobileVLM's projectors have many arrays; their names change in their beginnings only.
 _LDP = (("model.mm_projector.", "mm."), ("mm.mlp.mlp", "mm.model.mlp"), ("mm.peg.peg", "mm.model.peg"))
+
+
+
+@dataclass(frozen=True)
+class ProjectorKind:
+    """A kind of projector: how it is told from its tensors, and what a file says of it."""
+
+    name: str  # llama.cpp's
+    sign: str  # how the name of a tensor begins that only this kind has
+    matrices: str = ""  # regular expression; the first reads the tower's features, the last gives embeddings
+    stored_as: str = ""  # the value of clip.projector_type, where that is not the name
+    runs: bool = False  # whether vision/projector.py computes it
+
+
+_LINEAR = r"mm\.\d{1,4}\.weight"
+PROJECTOR_KINDS = (  # the first whose sign is there counts
+    ProjectorKind("ldp", "mm.model.mb_block."),  # MobileVLM
+    ProjectorKind("ldpv2", "mm.model.peg."),  # MobileVLM V2
+    ProjectorKind("resampler", "resampler."),  # MiniCPM-V
+    ProjectorKind("mlp_norm", "mm.3.weight", _LINEAR, "mlp"),  # Yi-VL: Linear, LayerNorm, GELU, Linear, LayerNorm
+    ProjectorKind("mlp", "mm.2.weight", _LINEAR, runs=True),  # LLaVA-1.5 and 1.6
+    ProjectorKind("linear", "mm.0.weight", _LINEAR, "mlp", runs=True),
+    ProjectorKind("linear", "mm.weight", r"mm\.weight", "mlp", runs=True),  # LLaVA of April 2023
+)
+RUNNING_PROJECTORS = tuple(dict.fromkeys(kind.name for kind in PROJECTOR_KINDS if kind.runs))
+# The values of clip.projector_type that a converter writes.
+PROJECTOR_TYPES = tuple(
+    dict.fromkeys(kind.stored_as or kind.name for kind in PROJECTOR_KINDS if kind.sign.startswith("mm."))
+)
+
+
+def find_projector(names: Collection[str]) -> ProjectorKind | None:
+    """The kind of the projector among tensors with these names; None if no sign of any is there."""
+    return next((kind for kind in PROJECTOR_KINDS if any(name.startswith(kind.sign) for name in names)), None)
+
+
+def projector_matrices(names: Collection[str]) -> list[str]:
+    """The projector's matrices in order: the first reads the tower's features, the last gives embeddings.
+
+    >>> projector_matrices(["mm.10.weight", "mm.2.weight", "mm.2.bias"])
+    ['mm.2.weight', 'mm.10.weight']
+    """
+    kind = find_projector(names)
+    found = [name for name in names if kind and re.fullmatch(kind.matrices, name)]
+    return sorted(found, key=lambda name: (len(name), name))
 
 
 @dataclass(frozen=True)

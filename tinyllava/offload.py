@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from tinyllava.errors import UsageError
+from tinyllava.errors import UsageError, in_gib
 from tinyllava.language.config import read_config
-from tinyllava.ops import Ops
-from tinyllava.ops.gpu.constants import FORMATS
-from tinyllava.ops.gpu.device import free_bytes, guard_memory, in_gib
-from tinyllava.ops.select import select
+from tinyllava.ops import Device, DeviceMemory, Ops
+from tinyllava.ops.select import DEVICES, HOST, select
 from tinyllava.ops.split import split
 
 if TYPE_CHECKING:
-    from tinyllava.files.gguf import GGUFFile, Tensor
+    from tinyllava.files.gguf import GGUFFile
 
 ALL = 1 << 30  # layers: more than any model has
 USUAL_CONTEXT = 4096  # tokens that the KV cache is planned for when the user names no number
@@ -79,43 +77,43 @@ def read_layers(value: int | str | None) -> int | None:
 def place(
     backend: str,
     n_gpu_layers: int | str | None,
-    need: Callable[[], Need],
+    need: Callable[[DeviceMemory], Need],
     *,
     dtype: str = "float32",
     threads: int | None = None,
 ) -> Placement:
-    """The backends for a pair that needs ``need()``.
+    """The backends for a pair that needs ``need(memory)`` of a device's memory.
 
     A GPU that "auto" chose takes what fits. A GPU or a number of layers that the user named is a requirement:
     UsageError if there is no such GPU, or not the memory. -ngl without any GPU is a note, as in llama.cpp.
     """
     wanted = read_layers(n_gpu_layers)
-    if wanted == 0 and backend == "cupy":
-        backend = "numba"
-    if backend not in ("auto", "cupy") or dtype != "float32" or wanted == 0:
-        cpu = {"float32": "numba"}.get(dtype, "numpy") if backend == "auto" else backend
+    if wanted == 0 and backend in DEVICES:
+        backend = HOST
+    if backend not in ("auto", *DEVICES) or dtype != "float32" or wanted == 0:
+        cpu = {"float32": HOST}.get(dtype, "numpy") if backend == "auto" else backend
         host = select(cpu, dtype=dtype, threads=threads)
         notes = (f"-ngl {n_gpu_layers} has no effect: {host.name} computes on the CPU",) if wanted else ()
         return Placement(host, host, notes=notes)
     try:
-        device = select("cupy")
+        device = cast("Device", select(DEVICES[0] if backend == "auto" else backend))
     except UsageError as error:
-        if backend == "cupy":
+        if backend in DEVICES:
             raise
-        host = select("numba", threads=threads)
+        host = select(HOST, threads=threads)
         hint = f". {error.hint}" if error.hint else ""
         notes = (f"-ngl {n_gpu_layers} has no effect: {error.found}{hint}",) if wanted else ()
         return Placement(host, host, notes=notes)
-    promised = wanted is not None or (backend == "cupy" and n_gpu_layers is None)
-    return fit(device, ALL if wanted is None else wanted, need(), promised=promised, threads=threads)
+    promised = wanted is not None or (backend in DEVICES and n_gpu_layers is None)
+    return fit(device, ALL if wanted is None else wanted, need(device.memory), promised=promised, threads=threads)
 
 
-def fit(device: Ops, wanted: int, need: Need, *, promised: bool, threads: int | None) -> Placement:
+def fit(device: Device, wanted: int, need: Need, *, promised: bool, threads: int | None) -> Placement:
     """``wanted`` layers on the device, or if that is no promise, as many as its free memory holds.
 
     UsageError for a promise that cannot be kept.
     """
-    free, n_layers = free_bytes(), min(wanted, need.all_layers)
+    free, n_layers = device.memory.free_bytes(), min(wanted, need.all_layers)
     most = need.most(free)
     notes: tuple[str, ...] = ()
     if n_layers > most:
@@ -125,10 +123,10 @@ def fit(device: Ops, wanted: int, need: Need, *, promised: bool, threads: int | 
             raise UsageError(f"-ngl {n_layers}", needed, wanted=enough, hint=_try(most))
         notes = (f"{needed} for all, {in_gib(free)} are free: {most} of {need.all_layers} layers are on the GPU",)
         n_layers = most
-    host = device if n_layers == need.all_layers else select("numba", threads=threads)
+    host = device if n_layers == need.all_layers else select(HOST, threads=threads)
     if n_layers:
         size = max(need.blocks, default=need.work)
-        guard_memory(lambda missing: _try(max(0, n_layers - -(-missing // size))))
+        device.memory.guard_memory(lambda missing: _try(max(0, n_layers - -(-missing // size))))
     shared = split(host, device, n_layer=len(need.blocks), n_device=n_layers)
     return Placement(shared, device if n_layers else host, n_layers, notes)
 
@@ -137,12 +135,12 @@ def _try(n_layers: int) -> str:
     return f"-ngl {n_layers} fits" if n_layers else "-ngl 0 computes on the CPU"
 
 
-def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None) -> Need:
-    """What a pair takes: its weights as the files hold them, a KV cache of ``n_ctx`` tokens, workspace.
+def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None, memory: DeviceMemory) -> Need:
+    """What a pair takes: its weights as ``memory`` holds them, a KV cache of ``n_ctx`` tokens, workspace.
 
     Raises ModelError for a language model that cannot be read.
     """
-    work = SCRATCH_BYTES + (sum(held_bytes(tensor) for tensor in mmproj.tensors.values()) if mmproj else 0)
+    work = SCRATCH_BYTES + (sum(memory.held_bytes(tensor) for tensor in mmproj.tensors.values()) if mmproj else 0)
     if model is None:
         return Need((), 0, work)
     config = read_config(model)
@@ -155,14 +153,7 @@ def estimate(model: GGUFFile | None, mmproj: GGUFFile | None, n_ctx: int | None)
     for name, tensor in model.tensors.items():
         number = name.split(".")[1] if name.startswith("blk.") else ""
         if number.isdecimal() and int(number) < config.n_layer:
-            blocks[int(number)] += held_bytes(tensor)
+            blocks[int(number)] += memory.held_bytes(tensor)
         else:
-            rest += held_bytes(tensor)
+            rest += memory.held_bytes(tensor)
     return Need(tuple(blocks), rest, work)
-
-
-def held_bytes(tensor: Tensor) -> int:
-    """Bytes on the GPU: a vector in float32, a matrix in its blocks if a kernel reads them, else in halves."""
-    if len(tensor.shape) == 1:
-        return 4 * tensor.n_elements
-    return tensor.nbytes if tensor.type in FORMATS else 2 * tensor.n_elements

@@ -11,7 +11,7 @@ registry in study/tap_names.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tinyllava.errors import UsageError
 
 Array = npt.NDArray[Any]
+Taps = Mapping[str, tuple[str, ...]]  # names below a prefix, each with its value's shape in letters
 
 
 class Tap(Protocol):
@@ -93,3 +94,13 @@ class Recorder:
         if len(values) != 1:
             raise UsageError(f"tap {name}", f"recorded {len(values)} times", wanted="exactly one")
         return values[0]
+
+
+def of_blocks(taps: Taps, prefix: str, n_block: int) -> dict[str, tuple[str, ...]]:
+    """The full names of a forward pass's taps in a model of so many blocks.
+
+    >>> of_blocks({"blk.{i}.q": ("n",), "out": ("n",)}, "llm", 2)
+    {'llm.blk.0.q': ('n',), 'llm.blk.1.q': ('n',), 'llm.out': ('n',)}
+    """
+    names = ((f"{prefix}.{name}", shape, n_block if "{i}" in name else 1) for name, shape in taps.items())
+    return {name.replace("{i}", str(i)): shape for name, shape, n in names for i in range(n)}

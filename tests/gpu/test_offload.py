@@ -57,7 +57,7 @@ def test_memory_is_seen_and_its_end_is_one_line(cupy: Any, monkeypatch: pytest.M
     with pytest.raises(UsageError, match=r"memory of the GPU: .* more are needed, .* are free\. -ngl \d+ "):
         cupy.empty(total + (1 << 30), cupy.uint8)
     assert free <= total
-    monkeypatch.setattr("tinyllava.offload.free_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("tinyllava.ops.gpu.device.free_bytes", lambda: 1 << 20)
     with pytest.raises(UsageError, match=rf"-ngl {N_ALL}: .* of the GPU's memory are needed; .* -ngl 0 "):
         tinyllava.load(demo.MODEL, demo.MMPROJ, backend="cupy")
     llava = tinyllava.load()  # nobody promised a GPU

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyllava.ops import Array
 from tinyllava.ops.cpu.ops import NumbaOps
+from tinyllava.ops.gpu import device
 from tinyllava.ops.reference import NumpyOps
 
 
@@ -46,9 +47,10 @@ def far(x: Any) -> Any:
 
 
 class FarNumpy(NumpyOps):
-    """The reference as a device."""
+    """The reference as a device, which has as much memory as CuPy says."""
 
     name = "far"
+    memory = device
 
     def vector(self, tensor: Any) -> Array:
         return far(super().vector(tensor))

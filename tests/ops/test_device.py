@@ -6,13 +6,15 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.ops.fake_cupy import GIB, install
-from tinyllava.errors import UsageError
-from tinyllava.ops.gpu.device import free_bytes, guard_memory, has_driver, in_gib, open_cupy
+from tinyllava.errors import UsageError, in_gib
+from tinyllava.ops.gpu.device import free_bytes, guard_memory, has_driver, held_bytes, open_cupy
 from tinyllava.ops.select import select
 
 
@@ -151,6 +153,16 @@ def test_memory_that_runs_out_while_running_is_one_line(monkeypatch: pytest.Monk
         fake.allocate(5 * GIB)
     assert str(caught.value) == "memory of the GPU: 5.0 GiB more are needed, 2.0 GiB are free. -ngl 7 fits."
     assert missing == [3 * GIB]
+
+
+TENSORS = [("Q4_K", (2, 256), 288), ("Q2_K", (2, 256), 1024), ("F16", (8,), 32)]
+
+
+@pytest.mark.parametrize("kind, shape, size", TENSORS)
+def test_what_a_tensor_takes(kind: str, shape: tuple[int, ...], size: int) -> None:
+    """By hand: 144 bytes for 256 numbers; no kernel, so 2 bytes for each; a vector, 4 for each."""
+    tensor = SimpleNamespace(type=kind, shape=shape, nbytes=288, n_elements=int(np.prod(shape)))
+    assert held_bytes(tensor) == size  # type: ignore[arg-type]
 
 
 def test_sizes_for_people() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +11,8 @@ from tinyllava.errors import UsageError
 from tinyllava.language.llama import TAPS
 from tinyllava.study import tap_names
 from tinyllava.study.trace import Chosen, taps_of
-from tinyllava.vision.clip import VISION_TAPS
-from tinyllava.vision.projector import PROJECTOR_TAPS
+from tinyllava.vision.encoder import PICTURE_TAPS, TOWERS
+from tinyllava.vision.projector import KINDS
 from tinyllava.weights import evaluate
 
 BACKENDS = [
@@ -68,10 +67,10 @@ class Known(SimpleNamespace):
 
 
 def test_every_table_is_in_the_registry_and_nothing_else() -> None:
-    known = {f"vit.{name}" for name in VISION_TAPS} | {f"llm.{name}" for name in TAPS}
-    assert {name for name in tap_names.ENTRIES if name.startswith(("vit.", "llm."))} == known
-    projector = {re.sub(r"\d", "{i}", name) for name in tap_names.ENTRIES if name.startswith("mm.")}
-    assert projector == {f"mm.{name}" for name in PROJECTOR_TAPS}
+    known = {*PICTURE_TAPS} | {f"llm.{name}" for name in TAPS}
+    known |= {f"vit.{name}" for tower in TOWERS.values() for name in tower.taps}
+    known |= {f"mm.{name}" for kind in KINDS.values() for name in kind.taps}
+    assert set(tap_names.ENTRIES) == known
     assert set(tap_names._OTHERS) <= set(tap_names.ENTRIES)
 
 

@@ -36,7 +36,7 @@ def config(tile_px: int = 336, **changes: Any) -> VisionConfig:
     values: dict[str, Any] = {
         **{"n_embd": 8, "n_ff": 8, "n_head": 1, "n_block": 1, "n_embd_llm": 8, "norm_eps": 1e-5},
         **{"image_px": tile_px, "patch_px": 14, "activation": "gelu_quick", "projector_activation": "gelu_erf"},
-        **{"projector": ("mm.0",), "mean": CLIP_MEAN, "std": CLIP_STD, "aspect": "anyres", "pinpoints": scaled},
+        **{"projector": "linear", "mean": CLIP_MEAN, "std": CLIP_STD, "aspect": "anyres", "pinpoints": scaled},
         **{"merge": "spatial_unpad", "ffn_swapped": False, "newline": "v."},
     }
     return VisionConfig(**values | changes)

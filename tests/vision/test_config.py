@@ -14,8 +14,10 @@ from golden.clip_models import CLIP_MEAN, CLIP_STD, VISION
 from tests.vision.models import Write, encode, load_model
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile
-from tinyllava.vision.config import VisionConfig
+from tinyllava.names import PROJECTOR_KINDS, RUNNING_PROJECTORS, find_projector
+from tinyllava.vision.config import VisionConfig, projector_kind
 from tinyllava.vision.image import Size
+from tinyllava.vision.projector import KINDS
 
 V = "clip.vision."
 
@@ -85,7 +87,7 @@ def test_more_blocks_than_block_count_all_run(write: Write) -> None:
 @pytest.mark.parametrize("name", [V + "projector_type", "clip.projector_type"])
 def test_both_keys_of_the_projector(name: str, write: Write) -> None:
     keys = {"clip.projector_type": None, name: "mlp"}
-    assert VisionConfig.from_gguf(write(VISION["clip_15"], keys)).projector == ("mm.0", "mm.2")
+    assert VisionConfig.from_gguf(write(VISION["clip_15"], keys)).projector == "mlp"
 
 
 def test_a_linear_projector_whose_file_says_mlp(write: Write, files: dict[str, GGUFFile]) -> None:
@@ -100,7 +102,7 @@ def test_deeper_projectors(write: Write) -> None:
     spec = VISION["clip_gelu"]
     weight, bias = np.eye(spec.n_llm, dtype=np.float32), np.full(spec.n_llm, 100, np.float32)
     model = load_model(write(spec, tensors={"mm.4.weight": weight, "mm.4.bias": bias}))
-    assert model.config.projector == ("mm.0", "mm.2", "mm.4")
+    assert model.config.projector == "mlp" and len(model.projector.layers) == 3
     tokens = encode(np.zeros((9, 9, 3), np.uint8), model)
     assert tokens.min() > 100 - 0.17 - 1e-4  # GELU's least value is -0.17
 
@@ -192,6 +194,14 @@ def test_other_projectors_are_known_by_their_tensors(kind: str, write: Write) ->
     file = write(VISION["clip_15"], tensors={MARKS[kind]: np.zeros(4, np.float32)})
     with pytest.raises(ModelError, match=f"projector '{kind}'; wanted mlp or linear"):
         VisionConfig.from_gguf(file)
+
+
+def test_the_table_of_names_and_the_forward_passes_know_the_same_kinds() -> None:
+    assert set(RUNNING_PROJECTORS) == KINDS.keys()
+    for kind in PROJECTOR_KINDS:
+        assert find_projector([kind.sign, "v.class_embd"]) == kind
+        stored_as = kind.stored_as or kind.name
+        assert projector_kind({"clip.projector_type": stored_as}, [kind.sign]) == kind.name
 
 
 @pytest.mark.parametrize(

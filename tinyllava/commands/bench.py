@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyllava.commands.parser import Parser, whole
+from tinyllava.commands.run_options import BACKEND_HELP
 
 DESCRIPTION = """\
 Time a prompt, an answer after it, and a picture. First one forward pass is checked against the reference.
@@ -31,7 +32,7 @@ def make_parser() -> Parser:
     parser.option(group, "-n --predict", metavar="N", type=whole, default=32, help="tokens of the answer")
     parser.option(group, "-t --threads", metavar="N", type=whole, help="threads (default: the physical cores)")
     parser.option(group, "--repeat", metavar="N", type=whole, default=3, help="repetitions")
-    parser.option(group, "--backend", metavar="NAME", default="auto", help="auto, numba, numpy or cupy")
+    parser.option(group, "--backend", metavar="NAME", default="auto", help=BACKEND_HELP)
     peer = "llama.cpp, ik or torch, in this Python or in the one named; may be given several times"
     parser.option(group, "--peer", metavar="NAME[=PYTHON]", action="append", default=[], help=peer)
     parser.option(group, "--json", action="store_true", help="print JSON")

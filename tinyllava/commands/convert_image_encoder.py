@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinyllava.commands.parser import Parser, real
 from tinyllava.errors import ModelError, UsageError
+from tinyllava.names import PROJECTOR_TYPES
 
 if TYPE_CHECKING:
     from tinyllava.convert.layout import Parts
@@ -35,8 +36,8 @@ def make_parser() -> Parser:
     parser.option(group, "-o --output-dir", metavar="DIR", type=Path, help=what)
     what = "accepted; whether the folder holds all of CLIP or the vision part is told from its files"
     parser.option(group, "--clip-model-is-vision", action="store_true", help=what)
-    what = "mlp, ldp or ldpv2 (default: told from the projector's arrays)"
-    parser.option(group, "--projector-type", metavar="T", choices=("mlp", "ldp", "ldpv2"), help=what)
+    what = f"{', '.join(PROJECTOR_TYPES)} (default: told from the projector's arrays)"
+    parser.option(group, "--projector-type", metavar="T", choices=PROJECTOR_TYPES, help=what)
     parser.option(group, "--use-f32", action="store_true", help="the tower in f32 (default: f16)")
     for name in COLOURS:
         what = f"three numbers, red, green, blue (default: {name[8:]} of preprocessor_config.json, or CLIP's)"

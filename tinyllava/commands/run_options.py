@@ -64,6 +64,9 @@ def gpu_layers(text: str) -> str:
     return text if text in ("all", "auto") else str(whole(text))
 
 
+# Without the list of backends, whose module imports NumPy; the error for a wrong name has it.
+BACKEND_HELP = "what computes: auto (default), the fastest that is here; numpy, the reference; or another by name"
+
 # ---- the options; the last name of each is the one that messages use
 
 _INPUTS: list[tuple[str, dict[str, Any]]] = [
@@ -100,7 +103,7 @@ _LIMITS: list[tuple[str, Callable[[str], Any], str]] = [
     ("-ngl --n-gpu-layers --gpu-layers", gpu_layers, "layers on the GPU; 99 or all: all (default: what fits)"),
 ]
 _NAMES: list[tuple[str, str, str]] = [
-    ("--backend", "auto", "numpy, numba, cupy (a GPU), or auto (default), the fastest"),
+    ("--backend", "auto", BACKEND_HELP),
     ("--dtype", "float32", "float32 (default), or float64 with numpy"),
     ("--compat", "llava", "whose details to follow, where programs differ (default llava)"),
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tinyllava.commands.parser import Parser, whole
 from tinyllava.commands.report import Report
-from tinyllava.commands.run_options import gpu_layers
+from tinyllava.commands.run_options import BACKEND_HELP, gpu_layers
 from tinyllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("how to run")
     what = "whose details to follow (default llava)"
     parser.option(group, "--compat", metavar="NAME", default="llava", help=what)
-    parser.option(group, "--backend", metavar="NAME", default="auto", help="numpy, numba, cupy, or auto (default)")
+    parser.option(group, "--backend", metavar="NAME", default="auto", help=BACKEND_HELP)
     what = "layers on the GPU; 99 or all: all (default: what fits)"
     parser.option(group, "-ngl --n-gpu-layers", metavar="N", type=gpu_layers, help=what)
     what = "f32 (default), or f64: the truth that others are measured against (numpy)"

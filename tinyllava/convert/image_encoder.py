@@ -19,7 +19,7 @@ from tinyllava.convert.layout import Arrays
 from tinyllava.convert.mixture import QUANTIZATION_VERSION, Mixture, Model, choose_types, mixture
 from tinyllava.convert.tensors import Source, new_tensor
 from tinyllava.errors import ModelError
-from tinyllava.names import TOWER
+from tinyllava.names import TOWER, find_projector
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -70,7 +70,7 @@ def plan_image_encoder(
 ) -> Plan:
     """``projector`` with the newline, if there is one. ``outtype`` None for F16."""
     chosen = mixture(outtype or "F16")
-    kind = projector_type or kind_of_projector(projector)
+    kind = projector_type or projector_type_of(projector)
     stored = sorted((n for n in tower if _is_stored(n, parameters.n_stored)), key=_place)
     missing = [n for n in _names(parameters.n_stored) if n not in tower]
     if missing:
@@ -97,11 +97,10 @@ def types_of(sources: list[Source], chosen: Mixture, projector: set[str]) -> dic
     return choose_types(chosen, Model("clip", 0, 0, 0), tensors)
 
 
-def kind_of_projector(projector: Arrays) -> str:
-    """clip.projector_type. The script says mlp of a single linear layer, too."""
-    if any("mb_block" in name for name in projector):
-        return "ldp"
-    return "ldpv2" if any(".peg." in name for name in projector) else "mlp"
+def projector_type_of(projector: Arrays) -> str:
+    """The value of clip.projector_type; as the script does, "mlp" of what it does not know."""
+    kind = find_projector(projector)
+    return kind.stored_as or kind.name if kind else "mlp"
 
 
 def _is_stored(name: str, n_blocks: int) -> bool:

@@ -20,6 +20,7 @@ from tinyllava.convert.vocabulary import TYPES, Vocabulary, fit, read_vocabulary
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf_write import NewTensor
 from tinyllava.files.stored import StoredArray
+from tinyllava.language.config import ARCHITECTURES
 from tinyllava.quant.blocks import TYPES as BLOCK_TYPES
 
 N_HEAD = 32  # transformers' default for all these models, and what llava-hf's config.json files leave out
@@ -87,8 +88,8 @@ def plan_language_model(
 
 
 def _heads(name: str, parameters: Parameters) -> int:
-    """How many heads' rows are reordered; 0 for all arrays but q and k, and for Qwen2."""
-    if parameters.architecture != "llama":
+    """How many heads have their rows permuted, so that RoPE pairs neighbours; 0 for all but q and k."""
+    if ARCHITECTURES[parameters.architecture] != "norm":
         return 0
     if ".attn_q." in name:
         return parameters.n_head

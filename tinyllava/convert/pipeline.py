@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from tinyllava.convert.layout import Arrays, Parts, open_llava, open_tower, refu
 from tinyllava.errors import FileError, ModelError, UsageError
 from tinyllava.files.checkpoint import read_json
 from tinyllava.files.gguf_write import write_gguf
+from tinyllava.names import projector_matrices
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]  # file, bytes written, bytes of the whole file
@@ -103,12 +103,11 @@ def find_tower(parts: Parts, settings: Settings) -> tuple[Arrays, dict[str, Any]
 
 def check_widths(parts: Parts, tower: Arrays) -> None:
     """ModelError unless tower, projector and language model fit together."""
-    matrices = {name: a for name, a in parts.projector.items() if name.endswith(".weight") and len(a.shape) == 2}
-    names = [name for name in matrices if re.fullmatch(r"mm\.(\d{1,4}\.)?weight", name)]
-    names.sort(key=lambda name: (len(name), name))  # mm.0, mm.2, mm.10
-    if not names:
-        return  # MobileVLM's projectors have other shapes on their way
-    first, last = matrices[names[0]], matrices[names[-1]]
+    arrays = [parts.projector[name] for name in projector_matrices(parts.projector)]
+    matrices = [stored for stored in arrays if len(stored.shape) == 2]
+    if not matrices:
+        return  # names.py does not say which they are in this kind of projector
+    first, last = matrices[0], matrices[-1]
     embeddings = parts.language.get("token_embd.weight")
     if embeddings is not None and last.shape[0] != embeddings.shape[-1]:
         found = f"the projector gives {last.shape[0]} features, the language model takes {embeddings.shape[-1]}"

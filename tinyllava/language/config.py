@@ -14,9 +14,9 @@ from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile
 from tinyllava.ops import RopeKind
 
-# The architectures that llama.py computes, and which features RoPE pairs (llama_model_rope_type in llama.cpp).
-# For "llama" the converters have permuted wq and wk so that pairs are neighbours; for "qwen2" they have not.
-ROPE_KINDS: dict[str, RopeKind] = {"llama": "norm", "qwen2": "neox"}
+# The architectures that llama.py computes, and which features RoPE pairs (llama_model_rope_type in llama.cpp):
+# "norm" neighbours, for which converters permute wq and wk; "neox" those half a head apart, as in checkpoints.
+ARCHITECTURES: dict[str, RopeKind] = {"llama": "norm", "qwen2": "neox"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class LlamaConfig:
 def read_config(file: GGUFFile) -> LlamaConfig:
     """The configuration of the language model in ``file``.
 
-    Raises ModelError for an architecture that is not one of ROPE_KINDS, for a feature of LLaMA's relatives
+    Raises ModelError for an architecture that is not one of ARCHITECTURES, for a feature of LLaMA's relatives
     that is not implemented (experts, other RoPE scalings), and for numbers that are missing or make no sense.
     """
     architecture = str(file.metadata.get("general.architecture", "absent"))
-    if architecture not in ROPE_KINDS:
+    if architecture not in ARCHITECTURES:
         raise _not_a_language_model(file, architecture)
     keys = Keys(file, architecture)
     n_vocab, n_embd = _embedding_shape(file)
@@ -78,7 +78,7 @@ def read_config(file: GGUFFile) -> LlamaConfig:
         norm_eps=keys.number("attention.layer_norm_rms_epsilon", 1e-5),
         rope_base=keys.number("rope.freq_base", 10000.0),
         rope_scale=_rope_scale(keys),
-        rope_kind=ROPE_KINDS[architecture],
+        rope_kind=ARCHITECTURES[architecture],
     )
 
 
@@ -138,7 +138,7 @@ def is_number(value: Any) -> bool:
 
 
 def _not_a_language_model(file: GGUFFile, architecture: str) -> ModelError:
-    wanted = f"a language model ({' or '.join(ROPE_KINDS)})"
+    wanted = f"a language model ({' or '.join(ARCHITECTURES)})"
     if architecture == "clip":
         hint = "Give this file as --mmproj, and the language model as -m"
         return ModelError(file.path, "an image encoder (architecture clip)", wanted=wanted, hint=hint)

@@ -19,9 +19,9 @@ from tinyllava.errors import ModelError, UsageError
 from tinyllava.files.gguf import GGUFFile
 from tinyllava.language.cache import KVCache
 from tinyllava.language.config import read_config
-from tinyllava.language.llama import Llama, embed, forward, load_llama, unembed
+from tinyllava.language.llama import TAPS, Llama, embed, forward, load_llama, unembed
 from tinyllava.ops import Array, Ops
-from tinyllava.tap import NULL, Tap
+from tinyllava.tap import NULL, Tap, of_blocks
 from tinyllava.text.tokenizer import Tokenizer
 
 
@@ -84,6 +84,10 @@ class LanguageModel:
             hidden = self.forward(piece, cache, tap)  # (piece, n_embd)
             rows.append(self.ops.numpy(self.unembed(hidden, tap)))  # (piece, n_vocab)
         return np.concatenate(rows)
+
+    def taps(self) -> dict[str, tuple[str, ...]]:
+        """Every tap that a forward pass and the head fire, by its full name, with its shape in letters."""
+        return of_blocks(TAPS, "llm", self.llama.config.n_layer)
 
 
 def load_language_model(file: GGUFFile, ops: Ops, n_batch: int) -> LanguageModel:

@@ -40,6 +40,14 @@ class Position(Protocol):
     value: int
 
 
+class DeviceMemory(Protocol):
+    """The memory of a device that is not the host. A module may be one."""
+
+    def free_bytes(self) -> int: ...
+    def held_bytes(self, tensor: Tensor) -> int: ...  # what a file's tensor will take there
+    def guard_memory(self, hint: Callable[[int], str]) -> None: ...  # its end is a UsageError with this hint
+
+
 class Ops(Protocol):
     """The names of all operations. Formulas and sources: reference.py."""
 
@@ -86,3 +94,9 @@ class Ops(Protocol):
     def rope(self, x: Array, cos: Array, sin: Array, kind: RopeKind) -> Array: ...
     def attention(self, q: Array, k: Array, v: Array, *, causal: bool) -> Array: ...
     def attention_weights(self, q: Array, k: Array, *, causal: bool) -> Array: ...
+
+
+class Device(Ops, Protocol):
+    """A backend of select.DEVICES."""
+
+    memory: DeviceMemory

@@ -6,6 +6,8 @@ from tinyllava.errors import UsageError
 from tinyllava.ops import Ops
 
 BACKENDS = ("numpy", "numba", "cupy")
+HOST = "numba"  # the fastest on the CPU
+DEVICES = ("cupy",)  # those with a memory of their own, which offload.py shares out; "auto" tries the first
 
 
 def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = None) -> Ops:
@@ -22,9 +24,9 @@ def select(name: str = "auto", *, dtype: str = "float32", threads: int | None = 
         raise UsageError("threads", str(threads), wanted="1 or more")
     if name == "auto" and dtype == "float32":
         try:
-            return select("cupy")
-        except UsageError:  # no CuPy, or no device for it
-            name = "numba"
+            return select(DEVICES[0])
+        except UsageError:  # its package is not installed, or no device is there
+            name = HOST
     name = "numpy" if name == "auto" else name
     if name not in BACKENDS:
         raise UsageError("backend", repr(name), wanted=" or ".join(("auto", *BACKENDS)))

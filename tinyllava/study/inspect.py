@@ -15,8 +15,8 @@ import numpy as np
 
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile, Tensor, n_parameters
-from tinyllava.language.config import ROPE_KINDS, is_mixture, read_config
-from tinyllava.vision.config import PROJECTORS, VisionConfig, any_begins, projector_kind
+from tinyllava.language.config import ARCHITECTURES, is_mixture, read_config
+from tinyllava.vision.config import VisionConfig, any_begins, projector_kind, unsupported
 
 LANGUAGE_MODEL = "language model"
 MMPROJ = "image encoder and projector"
@@ -62,8 +62,8 @@ def verdict(metadata: Mapping[str, Any], tensor_names: Collection[str]) -> Verdi
 
 
 def _language_model(architecture: str, metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
-    known = " and ".join(ROPE_KINDS)
-    if architecture not in ROPE_KINDS:
+    known = " and ".join(ARCHITECTURES)
+    if architecture not in ARCHITECTURES:
         named = f"architecture {architecture!r}" if architecture else "no general.architecture"
         return Verdict(LANGUAGE_MODEL, False, f"A language model of {named}; tinyllava runs {known}")
     if is_mixture(metadata, names):
@@ -79,18 +79,12 @@ def _mmproj(metadata: Mapping[str, Any], names: Collection[str]) -> Verdict:
         what = f"It holds {part}, and" if part else "It holds"
         return Verdict(MMPROJ, False, f"{what} no image encoder (no tensors v.*)")
     projector = projector_kind(metadata, names)
-    if not projector:
-        return Verdict(MMPROJ, False, "An image encoder without a projector (no tensors mm.*)")
-    if projector not in PROJECTORS:
-        reason = f"An image encoder with projector {projector!r}; tinyllava runs {' and '.join(PROJECTORS)}"
-        return Verdict(MMPROJ, False, reason)
-    if "v.class_embd" not in names:
-        reason = "An image encoder without v.class_embd, so SigLIP or another than CLIP; tinyllava runs CLIP"
-        return Verdict(MMPROJ, False, reason)
-    if any_begins(names, "v.blk.0.attn_qkv."):
-        reason = "An image encoder with fused tensors attn_qkv; tinyllava runs separate attn_q, attn_k and attn_v"
-        return Verdict(MMPROJ, False, reason)
-    return Verdict(MMPROJ, True, f"A CLIP image encoder with a projector {projector!r}: give it as --mmproj")
+    named = {"": "without a projector (no tensors mm.*)", "unknown": "with projector 'unknown'"}
+    if projector in named:
+        return Verdict(MMPROJ, False, f"An image encoder {named[projector]}")
+    if (found := unsupported(projector, names)) is not None:
+        return Verdict(MMPROJ, False, f"An image encoder with {found[0]}, but tinyllava needs {found[1]}")
+    return Verdict(MMPROJ, True, f"An image encoder with a projector {projector!r}: give it as --mmproj")
 
 
 def read_as_loaders_do(file: GGUFFile, found: Verdict) -> Verdict:

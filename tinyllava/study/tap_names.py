@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinyllava.language.llama import TAPS
-from tinyllava.vision.clip import VISION_TAPS
-from tinyllava.vision.projector import PROJECTOR_TAPS
+from tinyllava.vision.encoder import PICTURE_TAPS, TOWERS
+from tinyllava.vision.projector import KINDS
 
 Program = Literal["tinyllava", "llama.cpp", "transformers"]
 Order = Literal["same", "turned", "channels_first"]
@@ -113,12 +113,10 @@ _ONLY_VISION = re.compile(r"pre_ln|(layer_out|layer_inp_normed|ffn_inp_normed)-\
 
 def _collect() -> dict[str, Entry]:
     """The forward passes' tables in the order of the walk, with the other programs' names."""
-    shapes: dict[str, tuple[str, ...]] = {"pixels": ("n_tiles", "3", "image_px", "image_px")}
-    shapes |= {f"vit.{name}": shape for name, shape in VISION_TAPS.items()}
-    projector = {f"mm.{name}": shape for name, shape in PROJECTOR_TAPS.items()}
-    for name in ("mm.0.linear", "mm.0.act", "mm.1.linear"):  # LLaVA has one layer or two
-        shapes[name] = projector[re.sub(r"\d", "{i}", name)]
-    shapes["image_tokens"] = ("n_image_tokens", "n_embd_llm")
+    shapes = {"pixels": PICTURE_TAPS["pixels"]}
+    for prefix, kinds in ("vit", TOWERS), ("mm", KINDS):
+        shapes |= {f"{prefix}.{name}": shape for kind in kinds.values() for name, shape in kind.taps.items()}
+    shapes["image_tokens"] = PICTURE_TAPS["image_tokens"]
     shapes |= {f"llm.{name}": shape for name, shape in TAPS.items()}
     entries = {}
     for name, shape in shapes.items():

@@ -117,18 +117,11 @@ class Chosen(Recorder):
 
 def taps_of(llava: LLaVA) -> dict[str, tuple[str, ...]]:
     """Every tap of this model with the shape of one firing, in letters, in the order of the walk."""
-    counts: dict[str, int] = {}
-    if llava.vision is not None:
-        counts = {"pixels": 1, "vit": len(llava.vision.weights.blocks), "mm": len(llava.vision.projector.layers)}
-        counts["image_tokens"] = 1
-    if llava.text is not None:
-        counts["llm"] = llava.text.llama.config.n_layer
     names: dict[str, tuple[str, ...]] = {}
-    for entry in tap_names.ENTRIES.values():
-        blocks = range(counts.get(entry.stage, 0)) if "{i}" in entry.name else range(entry.stage in counts)
-        names |= {entry.name.replace("{i}", str(i)): entry.shape for i in blocks}
-    if counts.get("mm") == 1:
-        del names["mm.0.act"], names["mm.1.linear"]
+    if llava.vision is not None:
+        names |= llava.vision.taps()
+    if llava.text is not None:
+        names |= llava.text.taps()
     return dict(sorted(names.items(), key=lambda item: tap_names.walk(item[0])))
 
 

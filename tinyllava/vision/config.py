@@ -16,6 +16,7 @@ import numpy as np
 
 from tinyllava.errors import ModelError
 from tinyllava.files.gguf import GGUFFile
+from tinyllava.names import RUNNING_PROJECTORS, find_projector, projector_matrices
 from tinyllava.ops import Activation
 from tinyllava.profile import LLAVA, Blocks, ClassToken, Profile
 from tinyllava.vision.image import Size
@@ -44,7 +45,7 @@ class VisionConfig:
     norm_eps: float
     activation: Activation
     projector_activation: Activation
-    projector: tuple[str, ...]  # the linear layers' names: ("mm.0", "mm.2"), or ("mm",) for a single one
+    projector: str  # its kind, a key of projector.KINDS
     mean: Floats3  # red, green, blue, of values in 0..1
     std: Floats3
     aspect: Aspect  # what becomes of a picture that is not one square tile: see anyres.plan_picture
@@ -52,6 +53,7 @@ class VisionConfig:
     merge: Merge
     ffn_swapped: bool  # the file calls the first layer ffn_down, as the 2023 script does
     newline: str | None  # what stands before the name of the tensor image_newline: "v." or "model."
+    tower: str = "clip"  # its kind, a key of encoder.TOWERS
     class_token: ClassToken = "first"  # see profile.py
     post_norm: bool = False  # whether v.post_ln is stored and applied
     notes: tuple[str, ...] = ()  # what was inferred, for people
@@ -75,18 +77,18 @@ class VisionConfig:
     def from_gguf(cls, file: GGUFFile, profile: Profile = LLAVA) -> VisionConfig:
         """Read keys and shapes. ModelError names what is missing, contradictory or not supported."""
         reader = Reader(file)
-        reader.refuse_other_towers()
+        projector = reader.projector_kind()
+        reader.refuse_others(projector)
         n_embd = reader.shape("v.position_embd.weight", 2)[1]
         patch_px = reader.shape("v.patch_embd.weight", 4)[3]
         swapped = reader.shape("v.blk.0.ffn_down.weight", 2)[1] == n_embd
-        projector, n_embd_llm = reader.projector()
         pinpoints = reader.pinpoints(image_px := reader.image_px(patch_px))
         return cls(
             n_embd=n_embd,
             n_ff=reader.shape("v.blk.0.ffn_down.weight", 2)[0 if swapped else 1],
             n_head=reader.n_head(n_embd),
             n_block=reader.n_block(profile.blocks),
-            n_embd_llm=n_embd_llm,
+            n_embd_llm=reader.n_embd_llm(),
             image_px=image_px,
             patch_px=patch_px,
             norm_eps=reader.number(KEY + "attention.layer_norm_epsilon", 1e-5),
@@ -166,18 +168,17 @@ class Reader:
             raise self.error(f"{key} is {stored!r}", wanted=f"three numbers above {least}")
         return values[0], values[1], values[2]
 
-    # ---- the tower
+    # ---- tower and projector
 
-    def refuse_other_towers(self) -> None:
+    def refuse_others(self, projector: str) -> None:
+        """ModelError for a file that is no image encoder, or one that does not run."""
         names = self.file.tensors
         if not any(name.startswith("v.") for name in names):
             is_language_model = any(name.startswith("token_embd") for name in names)
             hint = "This is the language model; give the mmproj file" if is_language_model else ""
             raise self.error("no vision tower (no tensor named v.*)", wanted="an mmproj file", hint=hint)
-        if "v.class_embd" not in names:
-            raise self.error("a vision tower without v.class_embd (SigLIP?)", wanted="a CLIP tower")
-        if "v.blk.0.attn_qkv.weight" in names:
-            raise self.error("fused tensors attn_qkv", wanted="separate attn_q, attn_k and attn_v")
+        if (found := unsupported(projector, names)) is not None:
+            raise self.error(*found)
 
     def image_px(self, patch_px: int) -> int:
         """The tile's side: the key, or what the number of stored positions allows."""
@@ -244,23 +245,17 @@ class Reader:
             raise self.error("clip.use_gelu and clip.use_silu are both true", wanted="at most one")
         return profile.vit_gelu if gelu else "silu" if silu else "gelu_quick"
 
-    # ---- the projector
-
-    def projector(self) -> tuple[tuple[str, ...], int]:
-        """The names of its linear layers, without ".weight", and the language model's n_embd: its output.
-
-        The tensors decide between one layer and more: the 2023 script writes "mlp" into every file.
-        """
-        said = self.text("clip.projector_type", self.text(KEY + "projector_type", ""))
+    def projector_kind(self) -> str:
+        """See the function of this name."""
         kind = projector_kind(self.keys, self.file.tensors)
-        if kind not in ("", "unknown", *PROJECTORS):  # those two lack a tensor, which shape() names
-            raise self.error(f"projector {kind!r}", wanted=" or ".join(PROJECTORS))
-        numbered = (re.fullmatch(r"mm\.(\d{1,3})\.weight", name) for name in self.file.tensors)
-        numbers = sorted(int(match[1]) for match in numbered if match)
-        layers = [f"mm.{number}" for number in numbers] or ["mm"]
-        if not said:
-            self.notes.append(f"no projector_type: {len(layers)} linear layers, from the tensors' names")
-        return tuple(layers), self.shape(f"{layers[-1]}.weight", 2)[0]
+        if not self.text("clip.projector_type", self.text(KEY + "projector_type", "")):
+            self.notes.append(f"no projector_type: {kind!r}, from the tensors' names")
+        return kind
+
+    def n_embd_llm(self) -> int:
+        """The rows of the projector's last matrix."""
+        *_, last = ["mm.weight", *projector_matrices(self.file.tensors)]
+        return self.shape(last, 2)[0]
 
     def newline(self) -> str | None:
         """The new name's prefix, or the old one's, or None."""
@@ -300,17 +295,21 @@ class Reader:
         return cast(Merge, value)
 
 
-PROJECTORS = ("mlp", "linear")  # those that projector.py computes
-# How the names of tensors begin that only one kind of projector has, and the kind. The first match counts.
-PROJECTOR_SIGNS = (
-    ("mm.model.mb_block.", "ldp"),  # MobileVLM
-    ("mm.model.peg.", "ldpv2"),  # MobileVLM V2
-    ("resampler.", "resampler"),  # MiniCPM-V
-    ("mm.3.weight", "mlp_norm"),  # Yi-VL: Linear, LayerNorm, GELU, Linear, LayerNorm
-    ("mm.2.weight", "mlp"),  # LLaVA-1.5 and 1.6
-    ("mm.0.weight", "linear"),
-    ("mm.weight", "linear"),  # LLaVA of April 2023
-)
+# ---- what runs, from names alone
+
+
+def unsupported(kind: str, names: Collection[str]) -> tuple[str, str] | None:
+    """What does not run about an image encoder with tensors of these names, and what is wanted instead.
+
+    ``kind`` is its projector's. None: it runs, unless a tensor is missing or a number is wrong.
+    """
+    if "v.class_embd" not in names:
+        return "a vision tower without v.class_embd (SigLIP?)", "a CLIP tower"
+    if any_begins(names, "v.blk.0.attn_qkv."):
+        return "fused tensors attn_qkv", "separate attn_q, attn_k and attn_v"
+    if kind not in ("", "unknown", *RUNNING_PROJECTORS):  # without a kind, some tensor is missing
+        return f"projector {kind!r}", " or ".join(RUNNING_PROJECTORS)
+    return None
 
 
 def projector_kind(metadata: Mapping[str, Any], names: Collection[str]) -> str:
@@ -320,9 +319,10 @@ def projector_kind(metadata: Mapping[str, Any], names: Collection[str]) -> str:
     and older files have no such key.
     """
     said = str(metadata.get("clip.projector_type") or metadata.get(KEY + "projector_type") or "")
-    other = "unknown" if any_begins(names, "mm.") else ""
-    seen = next((kind for sign, kind in PROJECTOR_SIGNS if any_begins(names, sign)), other)
-    return seen if said in ("", *PROJECTORS) else said
+    if said not in ("", *RUNNING_PROJECTORS):
+        return said
+    seen = find_projector(names)
+    return seen.name if seen else "unknown" if any_begins(names, "mm.") else ""
 
 
 def any_begins(names: Collection[str], *prefixes: str) -> bool:

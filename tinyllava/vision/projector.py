@@ -6,10 +6,12 @@ between. Source: llava/model/multimodal_projector/builder.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tinyllava.tap import NULL, Tap
+from tinyllava.names import projector_matrices
+from tinyllava.tap import NULL, Tap, Taps
 from tinyllava.vision.config import VisionConfig
 from tinyllava.weights import load_weights, matrix, vector
 
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
     from tinyllava.files.gguf import GGUFFile
     from tinyllava.ops import Activation, Array, Matrix, Ops
 
-# As VISION_TAPS in clip.py; the caller's prefix is "mm.", and {i} counts linear layers from 0.
-PROJECTOR_TAPS = {
-    "{i}.linear": ("n_patches", "n_embd_llm"),
-    "{i}.act": ("n_patches", "n_embd_llm"),  # between layers i and i + 1 only
+# As VISION_TAPS in clip.py; the caller's prefix is "mm.", and linear layers are counted from 0.
+LINEAR_TAPS = {"0.linear": ("n_patches", "n_embd_llm")}
+MLP_TAPS = {
+    **LINEAR_TAPS,
+    "0.act": ("n_patches", "n_embd_llm"),  # between layers 0 and 1
+    "1.linear": ("n_patches", "n_embd_llm"),
 }
 
 
@@ -51,26 +55,53 @@ class Newline:
 class ProjectorWeights:
     """The layers in order, what is between them, and LLaVA-1.6's newline (n_embd_llm,) where there is one."""
 
-    layers: tuple[FirstLayer | NextLayer, ...]
+    kind: str  # a key of KINDS
+    layers: tuple[Any, ...]  # dataclasses of weights
     activation: Activation
     image_newline: Array | None
 
 
+class Kind(NamedTuple):
+    """What a kind of projector is: how its layers are loaded, its forward pass, and the taps that this fires."""
+
+    load: Callable[[GGUFFile, VisionConfig, Ops], tuple[Any, ...]]
+    project: Callable[[Array, ProjectorWeights, Ops, Tap], Array]  # (n, n_embd) -> (n, n_embd_llm)
+    taps: Taps
+
+
 def load_projector(file: GGUFFile, config: VisionConfig, ops: Ops) -> ProjectorWeights:
     """The projector's weights. ModelError for a missing tensor or a wrong shape."""
-    first, *rest = (f"{name}." for name in config.projector)
-    layers: list[FirstLayer | NextLayer] = [load_weights(FirstLayer, file, config, ops, prefix=first)]
-    layers += [load_weights(NextLayer, file, config, ops, prefix=name) for name in rest]
+    layers = KINDS[config.projector].load(file, config, ops)
     newline = None
     if config.newline is not None:
         newline = load_weights(Newline, file, config, ops, prefix=config.newline).image_newline
-    return ProjectorWeights(tuple(layers), config.projector_activation, newline)
+    return ProjectorWeights(config.projector, layers, config.projector_activation, newline)
 
 
 def project(x: Array, weights: ProjectorWeights, ops: Ops, tap: Tap = NULL) -> Array:
     """Features to embeddings: (n, n_embd) -> (n, n_embd_llm)."""
+    return KINDS[weights.kind].project(x, weights, ops, tap)
+
+
+def load_layers(file: GGUFFile, config: VisionConfig, ops: Ops) -> tuple[FirstLayer | NextLayer, ...]:
+    """The linear layers of the kinds "linear" and "mlp", however many there are."""
+    first, *rest = (name.removesuffix("weight") for name in projector_matrices(file.tensors))
+    return (
+        load_weights(FirstLayer, file, config, ops, prefix=first),
+        *(load_weights(NextLayer, file, config, ops, prefix=name) for name in rest),
+    )
+
+
+def run_layers(x: Array, weights: ProjectorWeights, ops: Ops, tap: Tap) -> Array:
+    """Linear layers with an activation between: (n, n_embd) -> (n, n_embd_llm)."""
     for i, layer in enumerate(weights.layers):
         if i > 0:
             x = tap(f"{i - 1}.act", ops.activation(x, weights.activation))
         x = tap(f"{i}.linear", ops.linear(x, layer.weight, layer.bias))  # (n, n_embd_llm)
     return x
+
+
+KINDS = {  # the kinds that names.py says run
+    "linear": Kind(load_layers, run_layers, LINEAR_TAPS),
+    "mlp": Kind(load_layers, run_layers, MLP_TAPS),
+}

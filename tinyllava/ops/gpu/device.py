@@ -1,4 +1,4 @@
-"""Whether there is a GPU that CuPy can use, in one line if not; and how much of its memory is free.
+"""Whether there is a GPU that CuPy can use, in one line if not; and its memory, as ops.DeviceMemory.
 
 CuPy is imported here and nowhere earlier, so that a machine without it or without a driver loses no time.
 """
@@ -12,9 +12,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinyllava.errors import UsageError
+from tinyllava.errors import UsageError, in_gib
+from tinyllava.ops.gpu.constants import FORMATS
+
+if TYPE_CHECKING:
+    from tinyllava.files.gguf import Tensor
 
 BACKEND = "backend cupy"
 INSTALL = "Install it with: pip install 'tinyllava[gpu]'"
@@ -113,6 +117,13 @@ def free_bytes() -> int:
     return int(free) + int(cupy.get_default_memory_pool().free_bytes())
 
 
+def held_bytes(tensor: Tensor) -> int:
+    """Bytes on the GPU: a vector in float32, a matrix in its blocks if a kernel reads them, else in float16."""
+    if len(tensor.shape) == 1:
+        return 4 * tensor.n_elements
+    return tensor.nbytes if tensor.type in FORMATS else 2 * tensor.n_elements
+
+
 def guard_memory(hint: Callable[[int], str]) -> None:
     """From now on, when the device's memory is used up, raise our own line.
 
@@ -130,15 +141,6 @@ def guard_memory(hint: Callable[[int], str]) -> None:
             raise UsageError("memory of the GPU", found, hint=hint(max(size - free, 1))) from None
 
     cupy.cuda.set_allocator(allocate)
-
-
-def in_gib(size: int) -> str:
-    """Bytes for people: ``7.9 GiB``, or MiB if it is less than a tenth of that.
-
-    >>> in_gib(5 << 29), in_gib(40 << 20)
-    ('2.5 GiB', '40 MiB')
-    """
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 // 10 else f"{max(size, 1) / 2**20:.0f} MiB"
 
 
 def _no_driver() -> UsageError:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tinyllava.errors import UsageError
 from tinyllava.ops import Activation, Array, Ops, Position, RopeKind
-from tinyllava.ops.gpu import constants
+from tinyllava.ops.gpu import constants, device
 from tinyllava.ops.gpu.blas import Blas
 from tinyllava.ops.gpu.capture import CapturedStep
 from tinyllava.ops.gpu.constants import ACTIVATIONS, ROW_THREADS
@@ -42,6 +42,7 @@ class CupyOps:
 
     name = "cupy"
     batch = 1536
+    memory = device
 
     def __init__(self, threads: int | None = None) -> None:
         self.dtype: np.dtype[Any] = np.dtype(np.float32)

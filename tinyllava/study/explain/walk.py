@@ -65,7 +65,7 @@ PARTS = (
     _part("vit", "MLP up, activation", f"{_V}ffn_up {_V}ffn_act", _VB + "ffn_up"),
     _part("vit", "MLP down, add to the stream", f"{_V}ffn_down {_V}l_out", _VB + "ffn_down"),
     _part("vit", "class token left behind", "vit.features"),
-    _part("mm", "linear layers", "mm.{i}.linear", "mm:weight mm:bias"),
+    _part("mm", "linear layers", "mm.{i}.linear", "mm:*"),
     _part("mm", "GELU between them", "mm.{i}.act"),
     _part("mm", "tiles in the order of the picture", "image_tokens", "newline:image_newline"),
     _part("join", "question to token ids", "tokens"),

@@ -78,8 +78,7 @@ class Watch:
 
     def fire(self, name: str, value: Array, code: CodeType, line: int) -> None:
         """Note one firing, and keep what the report draws."""
-        if "cupy" in self.ops.name:
-            self.ops.numpy(value[:1])  # a GPU computes later than it is asked: wait for it, then look at the clock
+        self.ops.numpy(value[:1])  # a GPU computes later than it is asked: wait for it, then look at the clock
         seconds = time.perf_counter() - self._mark
         if name == "pixels":
             self.pixels.append(np.asarray(value))

@@ -111,6 +111,7 @@ def llama_settings(config: LlamaConfig, **more: Any) -> Any:
 
 
 def _llama(config: LlamaConfig) -> Any:
+    _same("architecture", config.architecture, "llama", "qwen2")
     settings = llama_settings(config)
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(settings)
@@ -119,7 +120,14 @@ def _llama(config: LlamaConfig) -> Any:
     return model
 
 
+def _same(kind: str, found: str, *known: str) -> None:
+    """UsageError unless transformers' model is the same as this kind of ours."""
+    if found not in known:
+        raise UsageError("--peer torch", f"{kind} {found}", wanted=" or ".join(known))
+
+
 def _tower(config: VisionConfig) -> Any:
+    _same("vision tower", config.tower, "clip")
     settings = transformers.CLIPVisionConfig(
         hidden_size=config.n_embd,
         intermediate_size=config.n_ff,
@@ -138,8 +146,9 @@ def _tower(config: VisionConfig) -> Any:
 
 
 def _projector(config: VisionConfig) -> nn.Module:
+    _same("projector", config.projector, "linear", "mlp")
     layers: list[nn.Module] = [nn.Linear(config.n_embd, config.n_embd_llm)]
-    if len(config.projector) > 1:
+    if config.projector == "mlp":
         layers += [nn.GELU(), nn.Linear(config.n_embd_llm, config.n_embd_llm)]
     return nn.Sequential(*layers).eval()
 
