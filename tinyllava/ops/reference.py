@@ -46,7 +46,7 @@ class Place:
 
 
 class NumpyOps:
-    """The reference backend. ``threads`` bounds NumPy's matrix products, in the whole process (see blas.py)."""
+    """The reference backend. ``threads`` bounds NumPy's matrix products, in the whole process (see threads.py)."""
 
     name = "numpy"
     batch = 512
@@ -57,7 +57,7 @@ class NumpyOps:
         limit_blas(self.threads)
         self._kept_bytes = 0
 
-    def layer(self, i: int) -> Ops:  # noqa: ARG002 (it is who shares a model that asks)
+    def layer(self, i: int) -> Ops:  # noqa: ARG002 (split.py's is used)
         """The backend of the language model's block ``i``."""
         return self
 
@@ -266,6 +266,6 @@ def erf(x: Array) -> Array:
     """The error function, which NumPy lacks.
 
     math.erf is exact to the last digit or so but takes one number at a time; a projector's 576 x 4096
-    values cost it about 0.2 s, and numba_ops.py does the same in compiled code.
+    values cost it about 0.2 s, and cpu/rowwise.py does the same in compiled code.
     """
     return np.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)

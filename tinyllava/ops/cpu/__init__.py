@@ -8,11 +8,12 @@ How a product with Q4_K weights goes from the file to a number, y = W x:
     matmul.py                  linear and linears: W stays in the mapped file; one token goes to GEMV, more to GEMM
 
 One token (decoding), gemv.py:
-    quantize_activations.py    quantize_token: x as int8 with a scale for 32 columns, and the sums of its integers
-    gemv.py                    GEMV["Q4_K"]: for each row, for each block: 64 q at a time times 64 of x (dot4), the
-                               sums times both scales; minima times the sums of x; the lanes added up at the end
+    quantize_activations.py    quantize_token: x as int8 with a scale for 32 columns, and the sums of its integers;
+                               in the layout NIBBLES_K, by which the nibbles of a block need no unpacking
+    gemv.py                    GEMV["Q4_K"]: for each row, for each block, dot_256_q4_k: 64 q at a time times 64 of
+                               x (dot4), times both scales; minima times the sums of x; the lanes added up at last
 
-A prompt (many tokens), gemm.py:
+A prompt (more than GEMV_TOKENS = 2 tokens), gemm.py:
     matmul.py                  split_outliers: rows of x with huge numbers get a second row for these
     quantize_activations.py    pack_panel: NR tokens as int8 with a scale for 128 columns, in packed blocks
     pack_weights.py            16 rows of W are unpacked and interleaved into packed blocks that stay in cache

@@ -1,9 +1,10 @@
-"""How kernels are compiled: once for each processor and version of this folder, then read from Numba's cache.
+"""How kernels are compiled: once for each processor and version of ops/, then read from Numba's cache.
 
-Numba's cache notices when the file of a kernel changes, but not when a function that it calls does, be it a kernel
-of another file or an intrinsic that writes LLVM code. So every cached kernel here carries a stamp of all files of
-this folder. (Numba has no public way to say that; where the attribute is missing, its own stamp remains.)
-Kernels must be functions of a module: Numba does not find closures over other kernels in its cache.
+Numba's cache notices when the file of a kernel changes, but not when a function that it calls does, be it a
+kernel of another file or an intrinsic that writes LLVM code. So every cached kernel here carries a stamp of all
+Python files of ops/ and quant/. (Numba has no public way to say that; where the attribute is missing, its own
+stamp remains.) Kernels must be functions of a module: Numba does not find closures over other kernels in its
+cache.
 
 Floating-point arithmetic is strict (no ``fastmath``): LLVM may neither fuse a product with a sum nor reorder sums.
 With such freedom the numbers would depend on how often a function has been optimised: a kernel that another one
@@ -30,7 +31,8 @@ TASK = types.void(types.int64, types.int64, types.int64)
 
 
 def _stamp() -> tuple[tuple[str, float, int], ...]:
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    ops = Path(__file__).parents[1]
+    files = sorted([*ops.rglob("*.py"), *ops.with_name("quant").glob("*.py")])  # fields' offsets are constants
     return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)
 
 
@@ -50,7 +52,7 @@ def cached(function: Any) -> Any:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Decorator: a function that other kernels, or Python, call; it releases Python's lock."""
+    """Decorator: a function that other kernels, or Python, call; it releases the GIL."""
     return cached(njit(nogil=True, error_model="numpy", boundscheck=False)(function))
 
 

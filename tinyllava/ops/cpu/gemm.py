@@ -2,12 +2,12 @@
 
     y (n, d_out) = x (n, d_in) @ W^T, a task that shares out groups of panels of W:
 
-    for PACK_COLUMNS columns of W at a time                                          (nearly always all of them)
+    for PACK_COLUMNS columns of W at a time                                          (8192: mostly all of them)
         pack the group's panels of LANES rows                      pack_weights.py   they stay in the L2 cache
         for VECTORS panels, TOKEN_PANELS panels of NR tokens
-            for KC columns                                                           W's part stays in the L1 cache
+            for KC columns                                                           W's part is about the L1 cache
                 for each panel of NR tokens
-                    sums (NR, MR) += tokens @ rows^T               microkernel.py    the sums stay in registers
+                    sums (NR, MR) += tokens @ rows^T               microkernel.py    a block's sums are registers
 
 The tokens have been quantized and packed before (quantize_activations.py). These are the loops of Goto and van de
 Geijn 2008, "Anatomy of high-performance matrix multiplication". Each format has a copy of the task, so that a run
@@ -27,11 +27,11 @@ from tinyllava.ops.cpu.simd import intrinsics as simd
 from tinyllava.ops.cpu.thread_pool import arguments_at, floats_at
 from tinyllava.ops.cpu.unpack import FORMATS, Format
 
-TOKEN_PANELS = 16  # panels of tokens that meet KC columns before the next KC are read
+TOKEN_PANELS = 16  # panels of tokens that are multiplied by KC columns before the next KC are read
 SUMS_STRIDE = 4 * MR  # bytes from one token's sums to the next one's
 GEMM_SCRATCH = PACK_SCRATCH + TOKEN_PANELS * NR * SUMS_STRIDE  # of a thread, beside its packed panels
 
-# What differs from format to format: each has copies of gemm and multiply_panels with names of its own for these.
+# Placeholders: each format's copies of gemm and multiply_panels have their own values (compile.specialize).
 COLUMNS = W_SIZE = X_SIZE = 0  # of a packed block
 PACK_PANEL = MICROKERNEL = MULTIPLY_PANELS = placeholder
 
@@ -42,23 +42,23 @@ def gemm(args: int, chunk: int, thread_id: int) -> None:
     y is (n_panels * NR, d_out rounded up to MR). The scratch of a thread: the packed panels of a group, then
     GEMM_SCRATCH. The bias (d_out,) is 0 if there is none.
     """
-    w, row_bytes, d_out, d_in, group, x, n_panels, y, y_stride, scratch, size, bias = arguments_at(args, 12)
-    panels, first = scratch + thread_id * size, chunk * group
+    w, row_bytes, d_out, d_in, per_chunk, x, n_panels, y, y_stride, scratch, size, bias = arguments_at(args, 12)
+    panels, first = scratch + thread_id * size, chunk * per_chunk
     panel_bytes = (min(PACK_COLUMNS, d_in) + COLUMNS - 1) // COLUMNS * W_SIZE
-    count, own = min(group, (d_out + LANES - 1) // LANES - first), panels + group * panel_bytes
+    count, workspace = min(per_chunk, (d_out + LANES - 1) // LANES - first), panels + per_chunk * panel_bytes
     for start in range(0, d_in, PACK_COLUMNS):
         for p in range(count):
             row = (first + p) * LANES
             n_rows = min(LANES, d_out - row)
-            PACK_PANEL(w + row * row_bytes, row_bytes, n_rows, d_in, start, panels + p * panel_bytes, own)
+            PACK_PANEL(w + row * row_bytes, row_bytes, n_rows, d_in, start, panels + p * panel_bytes, workspace)
         for p in range(0, count, VECTORS):
             row = (first + p) * LANES
             panel = panels + p * panel_bytes
             stride = panel_bytes if p + VECTORS <= count else 0  # the last panel may be alone
-            own_bias = bias + 4 * row if bias != 0 else 0
-            sums, n_rows = own + PACK_SCRATCH, min(MR, d_out - row)
+            panel_bias = bias + 4 * row if bias != 0 else 0
+            sums, n_rows = workspace + PACK_SCRATCH, min(MR, d_out - row)
             MULTIPLY_PANELS(
-                panel, stride, x, n_panels, start, d_in, y + 4 * row, y_stride, own_bias, n_rows, sums
+                panel, stride, x, n_panels, start, d_in, y + 4 * row, y_stride, panel_bias, n_rows, sums
             )
 
 
@@ -69,24 +69,24 @@ def multiply_panels(
     """Columns ``start`` ... of MR rows, which are packed at w, times those of all tokens, added to y.
 
     The sums are accumulated in scratch and not in y: rows of y are often a multiple of 4096 bytes apart, and would
-    share the same few sets of the first-level cache.
+    share the same few sets of the L1 cache.
     """
     n_blocks = (d_in + COLUMNS - 1) // COLUMNS
     for first in range(0, n_panels, TOKEN_PANELS):
         last = min(first + TOKEN_PANELS, n_panels)
         for panel in range(first, last):
-            own = sums + (panel - first) * NR * SUMS_STRIDE
+            panel_sums = sums + (panel - first) * NR * SUMS_STRIDE
             if start == 0:
-                start_sums(own, bias, n_rows)
+                start_sums(panel_sums, bias, n_rows)
             else:
-                copy_sums(y + panel * NR * y_stride, y_stride, own, SUMS_STRIDE)
+                copy_sums(y + panel * NR * y_stride, y_stride, panel_sums, SUMS_STRIDE)
         for at in range(start, min(start + PACK_COLUMNS, d_in), KC):
             n = (min(KC, d_in - at) + COLUMNS - 1) // COLUMNS
             w_at = w + (at - start) // COLUMNS * W_SIZE
             for panel in range(first, last):
-                own = sums + (panel - first) * NR * SUMS_STRIDE
+                panel_sums = sums + (panel - first) * NR * SUMS_STRIDE
                 block = packed_block(panel, at // COLUMNS, n_panels, n_blocks, KC // COLUMNS)
-                MICROKERNEL(w_at, w_stride, x + block * X_SIZE, own, SUMS_STRIDE, n)
+                MICROKERNEL(w_at, w_stride, x + block * X_SIZE, panel_sums, SUMS_STRIDE, n)
         for panel in range(first, last):
             copy_sums(sums + (panel - first) * NR * SUMS_STRIDE, SUMS_STRIDE, y + panel * NR * y_stride, y_stride)
 
@@ -137,8 +137,8 @@ def _task(form: Format) -> Task:
     which = layout_of(form)
     layout = LAYOUTS[which]
     sizes = {"COLUMNS": layout.columns, "W_SIZE": layout.w_size, "X_SIZE": layout.x_size}
-    own = {**sizes, "MICROKERNEL": {**MICROKERNELS, **MICROKERNELS_K}[which]}
-    multiply = kernel(form.specialize(multiply_panels, **own))
+    names = {**sizes, "MICROKERNEL": {**MICROKERNELS, **MICROKERNELS_K}[which]}
+    multiply = kernel(form.specialize(multiply_panels, **names))
     return task(form.specialize(gemm, **sizes, PACK_PANEL=PACK[form.block.name], MULTIPLY_PANELS=multiply))
 
 

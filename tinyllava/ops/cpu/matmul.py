@@ -38,12 +38,13 @@ from tinyllava.ops.cpu.unpack import FORMATS
 if TYPE_CHECKING:
     from tinyllava.files.gguf import Tensor
 
-GEMV_TOKENS = 2  # up to this many tokens are multiplied one by one
+GEMV_TOKENS = 2  # up to this many tokens are multiplied one by one: two passes over W cost less than packing it
 OUTLIER = 20.0  # times the root mean square of its row: a number beyond it is an outlier
-OUTLIER_ROWS = 2  # rows with outliers that are split in any case; of many tokens, a sixteenth may be
-PANEL_BYTES = 400_000  # of a group of packed panels: they stay in the L2 cache (1 MiB a core, and less elsewhere)
+OUTLIER_ROWS = 2  # this many rows may be split, or a sixteenth of all if that is more
+PANEL_BYTES = 400_000  # of a group of packed panels: they stay in the L2 cache (256 KiB to 2 MiB a core)
 CHUNK_BYTES = 1 << 16  # of weights that a thread reads at a time for one token
 CHUNK_NUMBERS = 1 << 14  # of an array that a thread treats at a time
+PAD_BYTES = 64  # beyond a token's int8, for the block that an odd last one is paired with
 
 
 class HeldMatrix:
@@ -55,10 +56,10 @@ class HeldMatrix:
         self.shape = tuple(tensor.shape)
         self.address, self.row_bytes = self.raw.ctypes.data, self.raw.shape[1]
         self.format = FORMATS[tensor.type]
-        self.is_odd = self.format.block.block_size == BLOCK and self.shape[1] % (2 * BLOCK) != 0
-        self.gemv, order = (GEMV_ODD[tensor.type], SCALES_16) if self.is_odd else GEMV[tensor.type]
-        self.order = order, self.format.c  # how it wants one token
-        self.layout = layout_of(self.format)
+        self.has_odd_blocks = self.format.block.block_size == BLOCK and self.shape[1] % (2 * BLOCK) != 0
+        self.gemv, layout = (GEMV_ODD[tensor.type], SCALES_16) if self.has_odd_blocks else GEMV[tensor.type]
+        self.token_key = layout, self.format.c  # how it wants one token
+        self.layout = layout_of(self.format)  # of packed blocks; F32 has none
         self.is_f32 = tensor.type == "F32"
 
     @property
@@ -89,34 +90,35 @@ def _gemv_all(run: TaskRunner, x: Array, layers: Layers) -> list[Array]:
     products = [run.empty(len(x), w.shape[0]) for w, _ in layers]
     biases = [(y, run.contiguous(b)) for y, (_, b) in zip(products, layers, strict=True) if b is not None]
     for t in range(len(x)):
-        tokens = {w.order: _place_token(run, x[t], *w.order) for w, _ in layers}  # x in the orders that they want
+        keys = {w.token_key for w, _ in layers}  # the layouts in which they want x
+        tokens = {key: _token_buffers(run, x[t], *key) for key in sorted(keys)}
         quantized = [item for item in tokens.items() if item[0][0] != FLOAT32]
-        run.run_several([_quantize_call(run, x[t], *order, *places) for order, places in quantized])
+        run.run_several([_quantize_call(run, x[t], *key, *buffers) for key, buffers in quantized])
         pairs = zip(layers, products, strict=True)
-        run.run_several([_gemv_call(run, w, tokens[w.order], y[t]) for (w, _), y in pairs])
+        run.run_several([_gemv_call(run, w, tokens[w.token_key], y[t]) for (w, _), y in pairs])
         run.run_several([sum_call(run, y[t], bias, y[t]) for y, bias in biases])
     return products
 
 
-def _place_token(run: TaskRunner, x: Array, order: int, c: int) -> tuple[int, int]:
-    """The addresses for one token x (d_in,) and its scales."""
-    if order == FLOAT32:
+def _token_buffers(run: TaskRunner, x: Array, layout: int, c: int) -> tuple[int, int]:
+    """The addresses of one token x (d_in,), quantized, and of its scales and sums: d / 4 or d / 2 bytes each."""
+    if layout == FLOAT32:
         return run.address(x), 0
-    q = run.scratch(f"token {order} {c}", len(x) + 64)
-    return q, run.scratch(f"scales {order} {c}", len(x) + 512)
+    q = run.scratch(f"token {layout} {c}", len(x) + PAD_BYTES)
+    return q, run.scratch(f"scales {layout} {c}", len(x) + 512)
 
 
-def _quantize_call(run: TaskRunner, x: Array, order: int, c: int, q: int, scales: int) -> TaskCall:
-    """Writes a token x (d_in,) there."""
+def _quantize_call(run: TaskRunner, x: Array, layout: int, c: int, q: int, scales: int) -> TaskCall:
+    """The call that quantizes a token x (d_in,)."""
     scratch = run.scratch("quantization", QUANTIZE_SCRATCH * run.pool.size)
-    return quantize_token, -(-len(x) // TOKEN_CHUNK), (run.address(x), len(x), order, c, q, scales, scratch)
+    return quantize_token, -(-len(x) // TOKEN_CHUNK), (run.address(x), len(x), layout, c, q, scales, scratch)
 
 
 def _gemv_call(run: TaskRunner, w: HeldMatrix, token: tuple[int, int], y: Array) -> TaskCall:
-    """y (d_out,) = W x, for one token x (d_in,)."""
+    """The call that computes y (d_out,) = W x, for one token x (d_in,)."""
     (d_out, d_in), threads = w.shape, run.pool.size
     more: tuple[int, ...] = ()
-    if w.is_odd:
+    if w.has_odd_blocks:
         size = ODD_BYTES * (d_in // (2 * BLOCK) + 1)
         more = run.scratch("unpacked rows", size * threads), size
     rows = max(1, min(CHUNK_BYTES // w.row_bytes, -(-d_out // (4 * threads))))  # of a chunk
@@ -125,13 +127,13 @@ def _gemv_call(run: TaskRunner, w: HeldMatrix, token: tuple[int, int], y: Array)
 
 
 def sum_call(run: TaskRunner, x: Array, y: Array, to: Array) -> TaskCall:
-    """to = x + y, of contiguous float32; ``to`` may be x."""
+    """The call that computes to = x + y, of contiguous float32; ``to`` may be x."""
     step = chunk_size(x.size)
     return rowwise.add_arrays, -(-x.size // step), (run.address(x), run.address(to), x.size, step, run.address(y))
 
 
 def chunk_size(count: int) -> int:
-    """How many of ``count`` numbers a chunk has: those of one token shall be enough chunks for some threads."""
+    """How many of ``count`` numbers a chunk has. Small arrays have smaller ones, so that all threads have work."""
     return CHUNK_NUMBERS if count > 4 * CHUNK_NUMBERS else CHUNK_NUMBERS // 8
 
 
@@ -142,7 +144,7 @@ class Outliers(NamedTuple):
     """Rows of x that have outliers (k,): first without these, and after that these alone (2 k, d)."""
 
     rows: Array
-    parts: Array
+    usual_then_outliers: Array
 
 
 def _gemm_all(run: TaskRunner, x: Array, layers: Layers) -> list[Array]:
@@ -196,8 +198,8 @@ def _pack(run: TaskRunner, x: Array, layout: int, c: int, outliers: Outliers | N
     run.run(pack_panel, n_panels, at(x), n, d, layout, c, packed, n_panels, scratch)
     if outliers is not None:
         rows, parts = outliers
-        places = np.concatenate([rows, np.arange(n, n + len(rows))])
-        run.run(pack_row, len(parts), at(parts), at(places), d, layout, c, packed, n_panels, scratch)
+        tokens = np.concatenate([rows, np.arange(n, n + len(rows))])
+        run.run(pack_row, len(parts), at(parts), at(tokens), d, layout, c, packed, n_panels, scratch)
     return packed
 
 
@@ -206,15 +208,15 @@ def _gemm(run: TaskRunner, n: int, packed: int, w: HeldMatrix, bias: Array | Non
     (d_out, d_in), threads, layout = w.shape, run.pool.size, LAYOUTS[w.layout]
     n_panels, w_panels = -(-n // NR), -(-d_out // LANES)
     panel_bytes = -(-min(d_in, PACK_COLUMNS) // layout.columns) * layout.w_size
-    # Panels of a group: at most four, what the cache holds, some groups for each thread; a multiple of VECTORS.
-    group = min(PANEL_BYTES // panel_bytes, w_panels // (4 * threads), 4) // VECTORS * VECTORS or VECTORS
-    size = -(-(group * panel_bytes + GEMM_SCRATCH) // 64) * 64
+    # Panels of a chunk: at most four, what the cache holds, some chunks for each thread; a multiple of VECTORS.
+    per_chunk = min(PANEL_BYTES // panel_bytes, w_panels // (4 * threads), 4) // VECTORS * VECTORS or VECTORS
+    size = -(-(per_chunk * panel_bytes + GEMM_SCRATCH) // 64) * 64
     scratch = run.scratch("packed weights", size * threads)
     bias, at = None if bias is None else run.contiguous(bias), run.address
     y = run.empty(n_panels * NR, -(-w_panels // VECTORS) * MR)
     run.run(
-        GEMM[w.format.block.name], -(-w_panels // group),
-        w.address, w.row_bytes, d_out, d_in, group, packed, n_panels, at(y), 4 * y.shape[1], scratch, size,
+        GEMM[w.format.block.name], -(-w_panels // per_chunk),
+        w.address, w.row_bytes, d_out, d_in, per_chunk, packed, n_panels, at(y), 4 * y.shape[1], scratch, size,
         0 if bias is None else at(bias),
     )  # fmt: skip
     return y[:n, :d_out]

@@ -16,8 +16,8 @@ Step j broadcasts four bytes of each token to all lanes and multiplies them by e
 ``dot4``. After the last step the integer sums become float32 and are multiplied by both scales. By how a format's
 weights follow from its q, sums differ:
 
-    "offset"   w = d * (q - c)   sums are -c * sum(x) as int32, where the accumulation starts
-    "minimum"  w = d * q + m     sums are d * sum(x) as float32, to be multiplied by m
+    "offset"   w = d * (q - c)   sums are -c * sum(p) as int32, where the accumulation starts
+    "minimum"  w = d * q + m     sums are s * sum(p) as float32, to be multiplied by m
     "int16"    w = d * q         none; weights and activations are int16, dot2 multiplies two at a time
 
 Formats with super-blocks have longer blocks: microkernel_k.py. ``microkernel_f32`` is the same over float32, for
@@ -41,29 +41,28 @@ VECTORS = 2 if WIDE else 1
 MR = VECTORS * LANES  # rows of weights that a micro-kernel multiplies at once
 NR = 6 if WIDE else 2  # tokens
 NR_F32 = 12 if WIDE else 2  # float32 products need one kind of sums only
-BLOCK = 32  # columns of a packed block of bytes
+BLOCK = 32  # columns of a file's small block, and of a packed block of these
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The packed blocks of one kind of product: offsets and sizes in bytes, ``w_`` of weights, ``x_`` of
-    activations.
+    """The packed blocks of one kind of product: offsets and sizes in bytes, w_ of weights and x_ of activations.
 
     A block of weights has LANES rows, one of activations NR tokens.
     """
 
-    sums: str  # "offset", "minimum", "minima", "signed" or "int16"
+    kind: str  # "offset", "minimum", "minima", "signed" or "int16"
     groups: int = 1  # scales of a row of weights in a block
 
     @property
     def q_bytes(self) -> int:
         """Bytes of a quantized number."""
-        return 2 if self.sums == "int16" else 1
+        return 2 if self.kind == "int16" else 1
 
     @property
     def columns(self) -> int:
         """Columns of a block. Scaling its sums takes as long as three dot products, so it should not be short."""
-        return {"minima": 4 * BLOCK, "signed": 4 * BLOCK, "int16": 2 * BLOCK}.get(self.sums, BLOCK)
+        return {"minima": 4 * BLOCK, "signed": 4 * BLOCK, "int16": 2 * BLOCK}.get(self.kind, BLOCK)
 
     @property
     def steps(self) -> int:
@@ -81,7 +80,7 @@ class Layout:
 
     @property
     def w_size(self) -> int:
-        return self.w_minima + {"minimum": 64, "minima": 32 * self.groups + 64, "signed": 64}.get(self.sums, 0)
+        return self.w_minima + {"minimum": 64, "minima": 32 * self.groups + 64, "signed": 64}.get(self.kind, 0)
 
     @property
     def x_scales(self) -> int:
@@ -93,7 +92,7 @@ class Layout:
 
     @property
     def x_size(self) -> int:
-        return self.x_sums + NR * {"offset": 4, "minimum": 4, "minima": 2 * self.groups}.get(self.sums, 0)
+        return self.x_sums + NR * {"offset": 4, "minimum": 4, "minima": 2 * self.groups}.get(self.kind, 0)
 
 
 OFFSET, MINIMUM, MINIMA_4, MINIMA_8, SIGNED, INT16 = range(6)  # in this order, as kernels know them
@@ -144,7 +143,7 @@ def _scale(builder: Any, layout: Layout, at: tuple[Any, Any, int], sums: Any, ac
     scaled = builder.fmul(llvm.load(builder, w, llvm.F32X16, layout.w_scales), builder.sitofp(sums, llvm.F32X16))
     scale = llvm.broadcast(builder, llvm.load(builder, x, llvm.F32, layout.x_scales + 4 * t))
     accumulator = llvm.emit_fma(builder, scaled, scale, accumulator)
-    if layout.sums == "minimum":
+    if layout.kind == "minimum":
         total = llvm.broadcast(builder, llvm.load(builder, x, llvm.F32, layout.x_sums + 4 * t))
         return llvm.emit_fma(builder, llvm.load(builder, w, llvm.F32X16, layout.w_minima), total, accumulator)
     return accumulator
@@ -152,7 +151,7 @@ def _scale(builder: Any, layout: Layout, at: tuple[Any, Any, int], sums: Any, ac
 
 def _start(builder: Any, layout: Layout, x: Any, t: int) -> Any:
     """Where the integer sums of token t begin."""
-    if layout.sums != "offset":
+    if layout.kind != "offset":
         return llvm.i32x16(0)
     return llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, layout.x_sums + 4 * t))
 
@@ -233,19 +232,14 @@ def interleave(builder: Any, rows: Any, stride: Any, to: Any) -> None:
     """16 rows of 32 bytes, ``stride`` bytes apart -> 8 x 64 bytes: the q of a packed block.
 
     That is a transposition of 16 x 8 dwords. Seen as one array of 128, whose index has the bits rrrrccc, it is
-    four perfect shuffles (first half and second half, one from each in turn): each turns the index by one bit.
+    four perfect shuffles (first half and second half, one from each in turn): each rotates the index by one bit.
     """
     half = ir.VectorType(llvm.I32, 8)
     at = [llvm.load(builder, builder.add(rows, builder.mul(stride, llvm.i64(r))), half) for r in range(16)]
-    array = [builder.shuffle_vector(at[r], at[r + 1], _lanes(range(16))) for r in range(0, 16, 2)]
-    first = _lanes([i // 2 + 16 * (i % 2) for i in range(16)])
-    second = _lanes([8 + i // 2 + 16 * (i % 2) for i in range(16)])
+    array = [llvm.shuffle(builder, *at[r : r + 2], range(16)) for r in range(0, 16, 2)]
+    first = [i // 2 + 16 * (i % 2) for i in range(16)]
     for _ in range(4):
         pairs = [(array[i], array[i + 4]) for i in range(4)]
-        array = [builder.shuffle_vector(a, b, lanes) for a, b in pairs for lanes in (first, second)]
+        array = [llvm.shuffle(builder, *pair, [lane + at for lane in first]) for pair in pairs for at in (0, 8)]
     for j, vector in enumerate(array):
         llvm.store(builder, vector, to, 64 * j)
-
-
-def _lanes(values: Any) -> Any:
-    return ir.Constant(ir.VectorType(llvm.I32, 16), list(values))

@@ -1,14 +1,16 @@
 """The micro-kernels of formats with super-blocks (Q2_K to Q6_K), which have a scale for each 16 or 32 columns.
 
 As in microkernel.py, but a packed block has 128 columns, for all of which activations share a scale: a group's
-sums are multiplied by the weights' scale only, and the block's by the activations' once. Two layouts:
+sums are multiplied by the weights' scale only, and the block's by the activations' once. Registers hold the sums
+of one block; y is read and written once a block, since a group's integers, a block's sums and y's together would
+need 36 of 32 registers. Two kinds of layout, in bytes for 16 rows of weights (Q4_K has 4 groups in a block):
 
-    "minima"  w = d * q + m, q unsigned    after the scales d: the minima as int16, those of two groups side by
-              side for each row, and the float32 unit in which they are counted. Activations have the sums of their
-              groups as int16, too: dot2 multiplies two groups' minima by two groups' sums
-    "signed"  w = d * (q - c), as int8     activations are x + 128, unsigned; after the scales: -128 * sum(w),
-    where
-              the accumulation starts, so that the 128 cancel out
+    "minima"  w = d * q + m      q 2048 | d 64 a group | m as int16, 64 for each two groups | their unit 64
+              q is unsigned. A row's minima are int16, counted in one float32 unit; the sums of the activations'
+              groups are int16, too, so that dot2 multiplies two groups' minima by two groups' sums
+    "signed"  w = d * (q - c)    q - c 2048 | d 64 a group | -128 * sum(w) 64
+              with 16 groups in a super-block, -c * sum(p) of each would cost as many products again. So weights
+              are int8, and the activations unsigned, p + 128; the accumulation starts at -128 * sum(w)
 
 Definition: ops/quantized.py.
 """
@@ -49,7 +51,8 @@ def _groups(builder: Any, layout: Layout, ws: list[Any], x: Any, start: list[Any
                 four = llvm.broadcast(builder, llvm.load(builder, bytes_, llvm.I32, 4 * (t * layout.steps + j)))
                 for i, vector in enumerate(weights, t * VECTORS):
                     pair = vector, builder.bitcast(four, llvm.I8X64)
-                    sums[i] = llvm.emit_dot4(builder, sums[i], *(pair[::-1] if layout.sums == "signed" else pair))
+                    # dot4's first factor is the unsigned one.
+                    sums[i] = llvm.emit_dot4(builder, sums[i], *(pair[::-1] if layout.kind == "signed" else pair))
         d = [llvm.load(builder, scale, llvm.F32X16, layout.w_scales) for scale in scales]
         return [
             llvm.emit_fma(builder, d[i % VECTORS], builder.sitofp(sums[i], llvm.F32X16), accumulator)
@@ -60,7 +63,7 @@ def _groups(builder: Any, layout: Layout, ws: list[Any], x: Any, start: list[Any
 
 
 def _add_minima(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
-    """accumulators + minima times the sums of the activations' groups."""
+    """accumulators + minima times the sums of the activations' groups: at most 8 * 32767 * 4096 < 2^31."""
     sums, pairs = [llvm.i32x16(0)] * (NR * VECTORS), layout.groups // 2
     for k in range(pairs):
         minima = [llvm.load(builder, w, llvm.I16X32, layout.w_minima + 64 * k) for w in ws]
@@ -86,10 +89,10 @@ def _microkernel(layout: Layout) -> Any:
             x_at = builder.add(x, builder.mul(i, llvm.i64(layout.x_size)))
             ws = [builder.add(panel, w_at) for panel in panels]
             start = [llvm.f32x16(0.0)] * VECTORS
-            if layout.sums == "signed":
+            if layout.kind == "signed":
                 start = [llvm.load(builder, w, llvm.F32X16, layout.w_minima) for w in ws]
             found = _groups(builder, layout, ws, x_at, start * NR)
-            if layout.sums == "minima":
+            if layout.kind == "minima":
                 found = _add_minima(builder, layout, ws, x_at, found)
             for i, (value, place) in enumerate(zip(found, places, strict=True)):
                 scale = llvm.load(builder, x_at, llvm.F32, layout.x_scales + 4 * (i // VECTORS))

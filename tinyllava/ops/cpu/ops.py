@@ -227,5 +227,3 @@ class NumbaOps(NumpyOps):
 def _bits(value: float) -> int:
     """The bits of a float32, as tasks take whole numbers only."""
     return int(BITS.unpack(FLOAT.pack(value))[0])
-
-

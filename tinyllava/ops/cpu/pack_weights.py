@@ -4,9 +4,9 @@
     pack_super_blocks   super-blocks of 256     -> two packed blocks each
     pack_float16        16-bit floating point   -> int16, packed blocks of 64 columns
 
-A panel is packed PACK_CHUNK columns at a time, which stay in the first-level cache from unpacking to interleaving.
-It is multiplied by all tokens before the next one is packed, so a copy of the whole matrix is never made. The
-packed blocks are those of microkernel.py and microkernel_k.py. Each format has copies of these functions, see
+A panel is packed PACK_CHUNK columns at a time, which stay in the L1 cache from unpacking to interleaving. Some
+panels are packed, then multiplied by all tokens, before the next ones: a copy of the whole matrix is never made.
+The packed blocks are those of microkernel.py and microkernel_k.py. Each format has copies of these functions:
 PACK.
 """
 
@@ -39,19 +39,19 @@ PACK_CHUNK = 512  # columns of LANES rows that are unpacked before they are inte
 FLOAT_CHUNK = 128  # the same of 16-bit floating point
 ROW_STRIDE = PACK_CHUNK + 64  # bytes of a row in scratch; a multiple of 4096 would share cache sets
 TABLE_BYTES = 2 * SUPER_MINIMA  # for a super-block of LANES rows: 16 scales each, and of Q2_K 16 minima each
-# In scratch: rows of q; for super-blocks, tables of the rows' scales and minima, then one table by columns.
+# In scratch: LANES rows of q; for super-blocks, the scales and minima row by row (two tables), then interleaved:
+# | 8 scales, of 16 rows each | 8 more, or 8 minima | of Q2_K twice 8 minima |.
 TABLE_AT = LANES * ROW_STRIDE
 SORTED_AT = TABLE_AT + PACK_CHUNK // 256 * TABLE_BYTES
 FLOAT_STRIDE = 4 * FLOAT_CHUNK + 64
 FLOAT_SCRATCH = LANES * (FLOAT_STRIDE + 4 * LAYOUTS[INT16].columns)
 PACK_SCRATCH = max(SORTED_AT + TABLE_BYTES, FLOAT_SCRATCH)
 
-# What differs from format to format: each format has copies of the functions below, with names of its own for
-# these.
+# Placeholders: each format's copy of the functions below has its own values for these names (compile.specialize).
 BYTES = C = GROUPS = COLUMNS = W_SIZE = W_SCALES = 0
 HAS_16_MINIMA = False
-UNPACK = placeholder  # unpack_row or unpack_super_block
-PACK_COLUMNS_OF = FINISH_BLOCK = WIDEN_ROW = placeholder  # functions below
+UNPACK_TO_MEMORY = placeholder  # unpack_row or unpack_super_block
+PACK_BLOCKS = FINISH_BLOCK = WIDEN_ROW = placeholder  # functions below
 LOAD_16 = LOAD_1 = placeholder  # unpack.FLOAT_LOADS
 
 
@@ -63,7 +63,7 @@ def layout_of(form: Format) -> int:
         return OFFSET if form.kind == "offset" else MINIMUM
     if form.kind == "offset":
         return SIGNED
-    return MINIMA_4 if form.groups == 1 else MINIMA_8
+    return MINIMA_4 if form.scales_per_32 == 1 else MINIMA_8
 
 
 # ---- blocks
@@ -76,7 +76,7 @@ def pack_panel(w: int, row_bytes: int, n_rows: int, d: int, begin: int, panel: i
         prefetch_chunk(w, row_bytes, n_rows, d, start + PACK_CHUNK, begin, end)
         n_blocks = (min(PACK_CHUNK, end - start) + BLOCK - 1) // BLOCK
         to = panel + (start - begin) // COLUMNS * W_SIZE
-        PACK_COLUMNS_OF(w + start * row_bytes // d, row_bytes, n_rows, n_blocks, to, scratch)
+        PACK_BLOCKS(w + start * row_bytes // d, row_bytes, n_rows, n_blocks, to, scratch)
 
 
 @kernel
@@ -94,20 +94,23 @@ def prefetch_chunk(w: int, row_bytes: int, n_rows: int, d: int, start: int, begi
 
 
 def pack_blocks(w: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, scratch: int) -> None:
-    """n_rows rows of n_blocks blocks of 32 -> n_blocks packed blocks."""
+    """n_rows rows of n_blocks blocks of 32 -> n_blocks packed blocks.
+
+    Rows from n_rows on hold what was there before: their columns of y are cut off.
+    """
     for r in range(n_rows):
-        UNPACK(w + r * row_bytes, n_blocks, scratch + r * ROW_STRIDE, to + W_SCALES + 4 * r, W_SIZE)
+        UNPACK_TO_MEMORY(w + r * row_bytes, n_blocks, scratch + r * ROW_STRIDE, to + W_SCALES + 4 * r, W_SIZE)
     for b in range(n_blocks):
         interleave(scratch + b * BLOCK, ROW_STRIDE, to + b * W_SIZE)
 
 
 def pack_super_blocks(w: int, row_bytes: int, n_rows: int, n_blocks: int, to: int, scratch: int) -> None:
-    """The same for super-blocks, which have ``n_blocks`` times 32 columns. Scales are interleaved as the q are."""
+    """The same for super-blocks, of ``n_blocks`` times 32 columns. Scales are interleaved as the q are."""
     table, columns = scratch + TABLE_AT, scratch + SORTED_AT
     for r in range(n_rows):
         for i in range(n_blocks // 8):
             q, scales = scratch + r * ROW_STRIDE + 256 * i, table + TABLE_BYTES * i + 64 * r
-            UNPACK(w + r * row_bytes + i * BYTES, q, scales)
+            UNPACK_TO_MEMORY(w + r * row_bytes + i * BYTES, q, scales)
     for b in range(n_blocks):
         interleave(scratch + b * BLOCK, ROW_STRIDE, to + b // 4 * W_SIZE + b % 4 * LANES * BLOCK)
     for i in range(n_blocks // 8):
@@ -115,10 +118,10 @@ def pack_super_blocks(w: int, row_bytes: int, n_rows: int, n_blocks: int, to: in
             numbers = table + TABLE_BYTES * i + SUPER_MINIMA * (part // 2) + 32 * (part % 2)
             interleave(numbers, 64, columns + 512 * part)  # (16 rows, 8 numbers) -> (8, 16)
         for half in range(2):
-            block, own = to + (2 * i + half) * W_SIZE, columns + 64 * GROUPS * half
+            block, scales = to + (2 * i + half) * W_SIZE, columns + 64 * GROUPS * half
             for g in range(GROUPS):
-                simd.store_f32x16(block + W_SCALES + 64 * g, simd.load_f32x16(own + 64 * g))
-            FINISH_BLOCK(block, own + 128 * GROUPS, C)
+                simd.store_f32x16(block + W_SCALES + 64 * g, simd.load_f32x16(scales + 64 * g))
+            FINISH_BLOCK(block, scales + 128 * GROUPS, C)
 
 
 # ---- 16-bit floating point
@@ -167,12 +170,12 @@ def _pack(form: Format) -> Any:
         return kernel(form.specialize(pack_float16, **sizes, WIDEN_ROW=widen))
     if form.has_super_blocks:
         pack = form.specialize(
-            pack_super_blocks, **sizes, UNPACK=form.write, C=form.c, GROUPS=layout.groups,
+            pack_super_blocks, **sizes, UNPACK_TO_MEMORY=form.unpack_to_memory, C=form.c, GROUPS=layout.groups,
             HAS_16_MINIMA=form.minima is not None, FINISH_BLOCK=FINISH[which],
         )  # fmt: skip
     else:
-        pack = form.specialize(pack_blocks, **sizes, UNPACK=form.write)
-    return kernel(form.specialize(pack_panel, **sizes, PACK_COLUMNS_OF=kernel(pack)))
+        pack = form.specialize(pack_blocks, **sizes, UNPACK_TO_MEMORY=form.unpack_to_memory)
+    return kernel(form.specialize(pack_panel, **sizes, PACK_BLOCKS=kernel(pack)))
 
 
 PACK = {name: _pack(form) for name, form in FORMATS.items() if name != "F32"}

@@ -1,15 +1,14 @@
-"""Activations become integers: x is about d * q, with q of 8 bits (or 16) and one float32 scale d for some
-columns.
+"""Activations become integers: x is about s * p, with p of 8 or 16 bits and one float32 scale s for some columns.
 
 Two forms, for the two kinds of products:
 
-    quantize_token   one token for gemv.py: int8 with a scale for 32 columns, in the order that the format wants
-    pack_tokens      many tokens for gemm.py: packed blocks as microkernel.py has them, of NR tokens each
+    quantize_token         one token for gemv.py: int8 with a scale for 32 columns, in the format's layout
+    pack_panel, pack_row   many tokens for gemm.py: packed blocks as microkernel.py has them, of NR tokens each
 
-For each scale some candidates are tried, and the one with the least squared rounding error is taken: those by
-which the number of largest magnitude becomes -128, -127, -126 or -125. Which is best is chance, and the best of
-four has 8 % less error than any one alone. (The sign is that of -128 because 8 bits have no 128.)
-Definition: ops/quantized.py.
+For each scale of 32 columns four candidates are tried, and the one with the least squared rounding error is
+taken: those by which the number of largest magnitude becomes -128, -127, -126 or -125. Which is best is chance;
+on normally distributed numbers the best of four has 8 % less error than any one alone. (The sign is that of -128
+because 8 bits have no 128.) Where 128 columns share a scale two are tried. Definition: ops/quantized.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tinyllava.ops.cpu.compile import kernel, task
 from tinyllava.ops.cpu.microkernel import BLOCK, INT16, LAYOUTS, MINIMA_4, NR, OFFSET, SIGNED
 from tinyllava.ops.cpu.simd import intrinsics as simd
 from tinyllava.ops.cpu.simd import reduce, rounding
-from tinyllava.ops.cpu.thread_pool import arguments_at
+from tinyllava.ops.cpu.thread_pool import arguments_at, int64_at
 
 # ---- 16 blocks of 32 columns
 
@@ -33,8 +32,7 @@ TOPS = tuple(np.float32(top) for top in (-128, -127, -126, -125))  # what the la
 
 @kernel
 def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
-    """The best scale of each of ``count`` blocks at x, and its inverse -> SCALES_AT and INVERSES_AT of the
-    scratch.
+    """The best scale of each of ``count`` blocks of 32 at x, and its inverse -> SCALES_AT, INVERSES_AT of scratch.
 
     ``together``: four blocks share a scale. For so many numbers one is nearly as good as another: two are tried.
     """
@@ -43,7 +41,7 @@ def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
         rounding.store_extremes(x + 128 * b, parts + 64 * b)
     for b in range(count, BLOCKS):
         simd.store_f32x16(parts + 64 * b, simd.zeros())
-        simd.store_f32x16(parts + 64 * b + 1024, simd.zeros())
+        simd.store_f32x16(parts + 64 * b + rounding.SECOND_AT, simd.zeros())
     ends = rounding.extreme_of_each(parts)
     ends = rounding.extreme_of_four(ends) if together else ends
     inverse = rounding.inverse(ends)
@@ -55,23 +53,23 @@ def best_scales(x: int, count: int, together: bool, scratch: int) -> None:
         for b in range(count):
             inverse_b = simd.load_f32(scratch + INVERSES_AT + 4 * b)
             simd.store_f32x16(parts + 64 * b, rounding.rounding_errors(x + 128 * b, inverse_b))
-        error = reduce.sum_each(parts) * simd.broadcast(np.float32(1.0) / (top * top))  # times ends^2, as all are
+        error = reduce.sum_each(parts) * simd.broadcast(np.float32(1.0) / (top * top))  # times ends^2
         error = rounding.sum_of_four(error) if together else error
         best = rounding.select_less(error, least, scale, best)
         least = rounding.select_less(error, least, error, least)
-    best = best + least * simd.broadcast(np.float32(0.0))  # NaN, if a number is not finite: no error is less
+    best = best + least * simd.broadcast(np.float32(0.0))  # NaN where no error was finite
     simd.store_f32x16(scratch + SCALES_AT, best)
     simd.store_f32x16(scratch + INVERSES_AT, rounding.inverse(best))
 
 
 # ---- one token
 
-# The orders of a token's columns and scales. For each 256 columns: 256 int8, and the scales and sums
+# The layouts of a token. For each 256 columns: 256 int8 p, and their scales s and sums
 #     SCALES_32    columns in order; | 8 scales | 8 sums |
 #     NIBBLES_32   the same scales; of each 128 columns, first the first 16 of four blocks of 32, then the last 16
 #     NIBBLES_K    of each 128 columns, blocks 0, 2, 1, 3; the scales of blocks 1 and 3 divided by 16
 #     SCALES_16    columns in order; | 16 scales | 16 sums |, for each 16 columns
-# where a sum is d * sum(q), times -c in the formats with a constant c. FLOAT32 is the token as it is.
+# where a sum is s * sum(p), times -c in the formats with a constant c. FLOAT32 is the token as it is.
 SCALES_32, NIBBLES_32, NIBBLES_K, SCALES_16, FLOAT32 = range(5)
 TOKEN_CHUNK = BLOCKS * BLOCK  # columns of a chunk
 
@@ -79,31 +77,33 @@ TOKEN_CHUNK = BLOCKS * BLOCK  # columns of a chunk
 @task
 def quantize_token(args: int, chunk: int, thread_id: int) -> None:
     """TOKEN_CHUNK columns of a token x (d,) -> int8 at q, scales and sums at ``scales``."""
-    x, d, order, c, q, scales, scratch = arguments_at(args, 7)
+    x, d, layout, c, q, scales, scratch = arguments_at(args, 7)
     first, scratch = TOKEN_CHUNK * chunk, scratch + thread_id * QUANTIZE_SCRATCH
     x, q, count = x + 4 * first, q + first, min(TOKEN_CHUNK, d - first) // BLOCK
     best_scales(x, count, False, scratch)
     parts, inverses = scratch + PARTS_AT, scratch + INVERSES_AT
     for b in range(count):
-        place = b ^ 3 if order == NIBBLES_K and (b + 1) & 2 else b  # of 0, 1, 2, 3: 0, 2, 1, 3
-        rounding.quantize_int8(x + 128 * b, simd.load_f32(inverses + 4 * b), q + BLOCK * place, parts + 64 * b)
-    if order == NIBBLES_32:
+        slot = b ^ 3 if layout == NIBBLES_K and b % 4 in (1, 2) else b  # blocks 0, 2, 1, 3
+        rounding.quantize_int8(x + 128 * b, simd.load_f32(inverses + 4 * b), q + BLOCK * slot, parts + 64 * b)
+    if layout == NIBBLES_32:  # of whole 256 columns: gemv.rest_of_blocks unpacks the rest in order
         for i in range(0, count // 8 * 256, 128):
             simd.split_halves(q + i)
     factor = simd.broadcast(np.float32(-c) if c else np.float32(1.0))
     factors = simd.load_f32x16(scratch + SCALES_AT) * factor
-    simd.store_f32x16(scratch + SUMS_AT, factors * reduce.sum_each(parts))  # of the first 16 columns of each block
-    simd.store_f32x16(scratch + SUMS_AT + 64, factors * reduce.sum_each(parts + 1024))  # of the others
-    put_token_scales(scratch, count, order, scales + (8 if order == SCALES_16 else 4) * 2 * BLOCKS * chunk)
+    # The sums of the first 16 columns of each block, and of the others.
+    simd.store_f32x16(scratch + SUMS_AT, factors * reduce.sum_each(parts))
+    simd.store_f32x16(scratch + SUMS_AT + 64, factors * reduce.sum_each(parts + rounding.SECOND_AT))
+    bytes_of_32 = 16 if layout == SCALES_16 else 8  # of scales and sums
+    put_token_scales(scratch, count, layout, scales + bytes_of_32 * BLOCKS * chunk)
 
 
 @kernel
-def put_token_scales(scratch: int, count: int, order: int, to: int) -> None:
-    """The scales and sums of ``count`` blocks in the scratch -> their places in an order."""
+def put_token_scales(scratch: int, count: int, layout: int, to: int) -> None:
+    """The scales and sums of ``count`` blocks in the scratch -> where a layout has them."""
     for b in range(count):
         scale = simd.load_f32(scratch + SCALES_AT + 4 * b)
         first, second = simd.load_f32(scratch + SUMS_AT + 4 * b), simd.load_f32(scratch + SUMS_AT + 64 + 4 * b)
-        if order == SCALES_16:
+        if layout == SCALES_16:
             at = to + 128 * (b // 8) + 8 * (b % 8)
             simd.store_f32(at, scale)
             simd.store_f32(at + 4, scale)
@@ -111,7 +111,7 @@ def put_token_scales(scratch: int, count: int, order: int, to: int) -> None:
             simd.store_f32(at + 68, second)
         else:
             at = to + 64 * (b // 8) + 4 * (b % 8)
-            simd.store_f32(at, scale * np.float32(0.0625) if order == NIBBLES_K and b % 2 else scale)
+            simd.store_f32(at, scale * np.float32(0.0625) if layout == NIBBLES_K and b % 2 else scale)
             simd.store_f32(at + 32, first + second)
     if count % 2:  # gemv_odd reads the block that an odd last one is paired with, and 0 * NaN would be NaN
         at = to + 128 * (count // 8) + 8 * (count % 8)
@@ -121,7 +121,7 @@ def put_token_scales(scratch: int, count: int, order: int, to: int) -> None:
 
 # ---- many tokens
 
-KC = 1024  # columns that GEMM multiplies at a time, so that packed weights stay in the first-level cache
+KC = 1024  # columns that GEMM multiplies at a time: of MR rows they are 36 to 46 KB, about the L1 cache
 # By layout (microkernel.py): columns of a packed block, its bytes, where its scales and sums begin.
 COLUMNS = tuple(layout.columns for layout in LAYOUTS)
 X_SIZE = tuple(layout.x_size for layout in LAYOUTS)
@@ -147,9 +147,9 @@ def pack_panel(args: int, chunk: int, thread_id: int) -> None:
 
 @task
 def pack_row(args: int, chunk: int, thread_id: int) -> None:
-    """Row ``chunk`` of x (n, d), in the place of the token whose number (int64) stands in ``places``."""
+    """Row ``chunk`` of x (n, d) over what pack_panel packed for the token whose number stands in ``places``."""
     x, places, d, layout, c, packed, n_panels, scratch = arguments_at(args, 8)
-    (token,) = arguments_at(places + 8 * chunk, 1)
+    token = int64_at(places + 8 * chunk)
     pack_token(x + 4 * chunk * d, token, d, layout, c, packed, n_panels, scratch + thread_id * QUANTIZE_SCRATCH)
 
 
@@ -200,7 +200,7 @@ def pack_int8(x: int, count: int, block: int, layout: int, c: int, t: int, scrat
         scale = simd.load_f32(scratch + SCALES_AT + 4 * b)
         simd.store_f32(block + b // each * size + X_SCALES[layout] + 4 * t, scale)
     if layout < MINIMA_4:
-        totals = reduce.sum_each(parts) + reduce.sum_each(parts + 1024)
+        totals = reduce.sum_each(parts) + reduce.sum_each(parts + rounding.SECOND_AT)
         if layout == OFFSET:
             rounding.store_as_i32(scratch + SUMS_AT, totals * simd.broadcast(np.float32(-c)))
         else:
@@ -214,18 +214,14 @@ def pack_int8(x: int, count: int, block: int, layout: int, c: int, t: int, scrat
 @kernel
 def put_group_sums(count: int, to: int, layout: int, t: int, scratch: int) -> None:
     """The sums of token t's groups of 32 or 16 int8, as int16; ``to`` is where the first block's sums begin."""
-    first, second = reduce.sum_each(scratch + PARTS_AT), reduce.sum_each(scratch + PARTS_AT + 1024)
-    if layout == MINIMA_4:
-        rounding.store_as_i32(scratch + SUMS_AT, first + second)
-        for b in range(count):
-            at = to + b // 4 * X_SIZE[layout] + 8 * t + 2 * (b % 4)
-            simd.store_i16(at, simd.load_u32(scratch + SUMS_AT + 4 * b))
-    else:
-        rounding.store_as_i32(scratch + SUMS_AT, first)
-        rounding.store_as_i32(scratch + SUMS_AT + 64, second)
-        for b in range(count):
-            at = to + b // 4 * X_SIZE[layout] + 16 * t + 4 * (b % 4)
-            simd.store_i16(at, simd.load_u32(scratch + SUMS_AT + 4 * b))
+    first, second = reduce.sum_each(scratch + PARTS_AT), reduce.sum_each(scratch + PARTS_AT + rounding.SECOND_AT)
+    by_32 = layout == MINIMA_4
+    rounding.store_as_i32(scratch + SUMS_AT, first + second if by_32 else first)
+    rounding.store_as_i32(scratch + SUMS_AT + 64, second)
+    for b in range(count):
+        at = to + b // 4 * X_SIZE[layout] + (8 * t + 2 * (b % 4) if by_32 else 16 * t + 4 * (b % 4))
+        simd.store_i16(at, simd.load_u32(scratch + SUMS_AT + 4 * b))
+        if not by_32:
             simd.store_i16(at + 2, simd.load_u32(scratch + SUMS_AT + 64 + 4 * b))
 
 

@@ -1,7 +1,7 @@
 """A thread pool that shares out a task within a microsecond.
 
 An operation of a small model takes 20 us, about what it costs to wake a sleeping thread. So between tasks the
-workers spin in compiled code, without Python's lock, and sleep only after a quarter of a second without work.
+workers spin in compiled code, without the GIL, and sleep only after a quarter of a second without work.
 
 A task is a compiled function task(arguments, chunk, thread_id): ``arguments`` is the address of int64 numbers
 (addresses and sizes), ``chunk`` says which part of the work to do, ``thread_id`` which thread does it. The chunks

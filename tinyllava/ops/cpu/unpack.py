@@ -1,10 +1,12 @@
-"""Block formats unpacked in vector registers: one row of FORMATS each, and nothing else to add for a new one.
+"""Block formats unpacked in vector registers: one row of FORMATS each, all that the CPU needs for a new one.
 
 A group of 32 weights (of 16 in Q2_K, Q3_K and Q6_K) are small unsigned integers q with a common scale d:
 
     "offset"   w = d * (q - c)    with a constant c of the format
     "minimum"  w = d * q + m      with a minimum m for each group
     "float"    w                  floating-point numbers of 16 or 32 bits
+
+d and m are multiplied out here: of Q4_K, whose file has w = (d * s) * q - dmin * m, they are d * s and -dmin * m.
 
 A row's functions take the addresses of blocks and return vectors:
 
@@ -14,7 +16,8 @@ A row's functions take the addresses of blocks and return vectors:
     minima(block)     only where there are 16 of them: 16 m
 
 The fields of a block are declared in quant/plain.py, and so is the formula that defines its weights. For one token
-the vectors are multiplied as they come (gemv.py); for a prompt they are packed first (pack_weights.py).
+the vectors are multiplied as they come (gemv.py); for a prompt they are written to memory, and packed
+(pack_weights.py). ops/quantized.py, the definition, has a branch for each format.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ from tinyllava.ops.cpu.simd import intrinsics as simd
 from tinyllava.ops.cpu.simd import lanes
 from tinyllava.quant.blocks import TYPES, BlockType
 
-SUPER_MINIMA = 1024  # bytes from 16 scales that are written to memory to the 16 minima
+SUPER_MINIMA = 1024  # bytes from the 16 scales of a row to its 16 minima, in memory: 16 rows' scales lie between
 
-# Bytes of a block, and where its fields begin in it. Each format's copies of the functions below have its own.
+# Placeholders (compile.specialize): bytes of a block, and where its fields begin in it; a format's functions.
 BYTES = D = M = DMIN = QS = QL = QH = HMASK = SCALES = 0
 UNPACK = SCALES_OF = MINIMA_OF = placeholder
-HAS_M = False
+HAS_MINIMA = False  # apart from what ``scales`` returns
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,11 @@ class Format:
     block: BlockType
     kind: Literal["offset", "minimum", "float"]
     c: int = 0
-    groups: int = 1  # scales for each 32 weights
+    scales_per_32: int = 1
     unpack: Any = None
     scales: Any = None
     minima: Any = None
-    write: Any = None  # unpack_row or unpack_super_block
+    unpack_to_memory: Any = None  # unpack_row or unpack_super_block
 
     @property
     def has_super_blocks(self) -> bool:
@@ -72,7 +75,7 @@ def unpack_4_bits(a: int, b: int) -> Any:
 
 
 def unpack_5_bits(a: int, b: int) -> Any:
-    """Nibbles, and the fifth bits of all 32 in one word."""
+    """Nibbles, and the fifth bits of all 32 in one 32-bit number."""
     return simd.bits_4x16(simd.load_2x16_twice(a + QS, b + QS), 0, 4, 15) | simd.fifth_bits(a + QH, b + QH)
 
 
@@ -82,7 +85,7 @@ def unpack_8_bits(a: int, b: int) -> Any:
 
 
 def scales_d(block: int) -> Any:
-    """The scales of 8 blocks, twice: kernels multiply the second half by sums that -c is part of already."""
+    """The scales of 8 blocks, twice: lanes 8 to 15 are multiplied by sums of x that hold the factor -c."""
     return lanes.load_8_f16(block + D, BYTES)
 
 
@@ -102,7 +105,7 @@ def unpack_row(row: int, n_blocks: int, q: int, scales: int, stride: int) -> Non
         simd.store_i8x64(q + 32 * b, UNPACK(first, second))
     for b in range(n_blocks):
         simd.store_f32(scales + stride * b, simd.load_f16(row + BYTES * b + D))
-    if HAS_M:
+    if HAS_MINIMA:
         for b in range(n_blocks):
             simd.store_f32(scales + stride * b + 64, simd.load_f16(row + BYTES * b + M))
 
@@ -112,12 +115,12 @@ def unpack_super_block(block: int, q: int, scales: int) -> None:
     for j in range(4):
         simd.store_i8x64(q + 64 * j, UNPACK(block, j))
     simd.store_f32x16(scales, SCALES_OF(block))
-    if HAS_M:
+    if HAS_MINIMA:
         simd.store_f32x16(scales + SUPER_MINIMA, MINIMA_OF(block))
 
 
-# ---- the j-th 64 of a super-block of 256. The bits of a number lie in different fields, in planes: the next
-#      32 (or 64) weights have theirs in the same bytes, higher up
+# ---- the j-th 64 weights of a super-block of 256. A number's bits are spread over fields, in planes: the same
+#      byte holds bits of weights that are 32 (or 64) apart
 
 
 def unpack_q2_k(block: int, j: int) -> Any:
@@ -154,13 +157,13 @@ def unpack_q6_k(block: int, j: int) -> Any:
 
 
 def scales_k(block: int) -> Any:
-    """| 8 scales | 8 minima | of Q4_K and Q5_K: pairs of 6 bits in 12 bytes (k_scales in quant/plain.py)."""
+    """| 8 d | 8 m | of Q4_K and Q5_K: 16 numbers of 6 bits in 12 bytes (k_scales in quant/plain.py)."""
     at = block + SCALES
     a, c, rest = simd.load_u32(at), simd.load_u32(at + 4), simd.load_u32(at + 8)
-    upper = rest & 0x0F0F0F0F | a >> 2 & 0x30303030
-    lower = rest >> 4 & 0x0F0F0F0F | c >> 2 & 0x30303030
-    numbers = lanes.bytes_to_f32(a & 0x3F3F3F3F, upper, c & 0x3F3F3F3F, lower)
-    return numbers * lanes.load_d_dmin(block + D)
+    s_4567 = rest & 0x0F0F0F0F | a >> 2 & 0x30303030
+    m_4567 = rest >> 4 & 0x0F0F0F0F | c >> 2 & 0x30303030
+    numbers = lanes.bytes_to_f32(a & 0x3F3F3F3F, s_4567, c & 0x3F3F3F3F, m_4567)
+    return numbers * lanes.load_d_minus_dmin(block + D)
 
 
 def scales_q6_k(block: int) -> Any:
@@ -207,17 +210,16 @@ FLOAT_LOADS = {
 
 
 def _format(
-    name: str, unpack: Any, scales: Any, minima: Any = None, *, c: int | None = None, groups: int = 1
+    name: str, unpack: Any, scales: Any, minima: Any = None, *, c: int | None = None, scales_per_32: int = 1
 ) -> Format:
     """A row: with a constant c it is "offset", else "minimum"."""
-    bare = Format(TYPES[name], "minimum" if c is None else "offset", c or 0, groups)
+    bare = Format(TYPES[name], "minimum" if c is None else "offset", c or 0, scales_per_32)
     functions = [f and kernel(bare.specialize(f)) for f in (unpack, scales, minima)]
-    own = dict(zip(("UNPACK", "SCALES_OF", "MINIMA_OF"), functions, strict=True))
-    if bare.has_super_blocks:
-        write = bare.specialize(unpack_super_block, **own, HAS_M=minima is not None)
-    else:
-        write = bare.specialize(unpack_row, **own, HAS_M=c is None)
-    return Format(bare.block, bare.kind, bare.c, groups, *functions, kernel(write))
+    names = dict(zip(("UNPACK", "SCALES_OF", "MINIMA_OF"), functions, strict=True))
+    to_memory: Any = unpack_super_block if bare.has_super_blocks else unpack_row
+    has_minima = minima is not None if bare.has_super_blocks else c is None
+    functions.append(kernel(bare.specialize(to_memory, **names, HAS_MINIMA=has_minima)))
+    return Format(bare.block, bare.kind, bare.c, scales_per_32, *functions)
 
 
 _ROWS = (
@@ -229,10 +231,10 @@ _ROWS = (
     _format("Q5_0", unpack_5_bits, scales_d, c=16),
     _format("Q5_1", unpack_5_bits, scales_d_m),
     _format("Q8_0", unpack_8_bits, scales_d, c=128),
-    _format("Q2_K", unpack_q2_k, scales_q2_k, minima_q2_k, groups=2),
-    _format("Q3_K", unpack_q3_k, scales_q3_k, c=4, groups=2),
+    _format("Q2_K", unpack_q2_k, scales_q2_k, minima_q2_k, scales_per_32=2),
+    _format("Q3_K", unpack_q3_k, scales_q3_k, c=4, scales_per_32=2),
     _format("Q4_K", unpack_q4_k, scales_k),
     _format("Q5_K", unpack_q5_k, scales_k),
-    _format("Q6_K", unpack_q6_k, scales_q6_k, c=32, groups=2),
+    _format("Q6_K", unpack_q6_k, scales_q6_k, c=32, scales_per_32=2),
 )
 FORMATS = {row.block.name: row for row in _ROWS}

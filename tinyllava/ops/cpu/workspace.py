@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 SMALL_BYTES = 1 << 16  # smaller arrays are NumPy's own: the C library keeps small memory mapped
-KEEP_BYTES = (
-    1 << 27
-)  # more than encoding, or a prompt, needs at a time: free buffers beyond it are an earlier stage's
+KEEP_BYTES = 1 << 27  # more than a picture or a prompt needs: what is free beyond it was an earlier stage's
 
 
 def references(buffers: list[npt.NDArray[np.float32]]) -> list[int]:

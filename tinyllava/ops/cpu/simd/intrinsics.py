@@ -14,12 +14,25 @@ from tinyllava.ops.cpu.simd import llvm
 from tinyllava.ops.cpu.simd.llvm import F32X16, I8X64, I32X16, instruction
 
 F16X16 = ir.VectorType(ir.HalfType(), 16)
-BF16X16 = ir.VectorType(llvm.I16, 16)  # bfloat16 is the upper half of a float32
+I16X16 = ir.VectorType(llvm.I16, 16)  # bits of float16, or of bfloat16: the upper half of a float32
 
 # ---- float16 to float32
 
 
-def emit_f16_to_f32(builder: Any, half: Any) -> Any:
+def emit_f16s_to_f32(builder: Any, bits: Any) -> Any:
+    """A vector of the bits of float16 (i16) -> float32."""
+    count = bits.type.count
+    if llvm.HARDWARE_HALF:
+        halves = builder.bitcast(bits, ir.VectorType(ir.HalfType(), count))
+        return builder.fpext(halves, ir.VectorType(llvm.F32, count))
+    v = ir.Constant(ir.VectorType(llvm.F32, count), ir.Undefined)
+    for i in range(count):
+        half = builder.zext(builder.extract_element(bits, llvm.i32(i)), llvm.I32)
+        v = builder.insert_element(v, _f16_to_f32(builder, half), llvm.i32(i))
+    return v
+
+
+def _f16_to_f32(builder: Any, half: Any) -> Any:
     """Move sign and magnitude to their places in a float32, and scale by 2^112, the difference of the biases.
 
     The multiplication also normalises subnormals. An exponent of all ones (infinity, NaN) is restored after.
@@ -36,13 +49,7 @@ def emit_f16_to_f32(builder: Any, half: Any) -> Any:
 
 def emit_load_f16x16(builder: Any, address: Any) -> Any:
     """16 float16, as float32."""
-    if llvm.HARDWARE_HALF:
-        return builder.fpext(llvm.load(builder, address, F16X16), F32X16)
-    v = ir.Constant(F32X16, ir.Undefined)
-    for i in range(16):
-        half = builder.zext(llvm.load(builder, address, llvm.I16, 2 * i), llvm.I32)
-        v = builder.insert_element(v, emit_f16_to_f32(builder, half), llvm.i32(i))
-    return v
+    return emit_f16s_to_f32(builder, llvm.load(builder, address, I16X16))
 
 
 # ---- loading
@@ -64,16 +71,14 @@ load_f16x16 = instruction("v:i")(emit_load_f16x16)
 @instruction("f:i")
 def load_f16(builder: Any, address: Any) -> Any:
     """A float16, as float32."""
-    half = llvm.load(builder, address, llvm.I16)
-    if llvm.HARDWARE_HALF:
-        return builder.fpext(builder.bitcast(half, ir.HalfType()), llvm.F32)
-    return emit_f16_to_f32(builder, builder.zext(half, llvm.I32))
+    bits = llvm.load(builder, address, ir.VectorType(llvm.I16, 1))
+    return builder.extract_element(emit_f16s_to_f32(builder, bits), llvm.i32(0))
 
 
 @instruction("v:i")
 def load_bf16x16(builder: Any, address: Any) -> Any:
     """16 bfloat16, as float32."""
-    wide = builder.zext(llvm.load(builder, address, BF16X16), I32X16)
+    wide = builder.zext(llvm.load(builder, address, I16X16), I32X16)
     return builder.bitcast(builder.shl(wide, llvm.i32x16(16)), F32X16)
 
 

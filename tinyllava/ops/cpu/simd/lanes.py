@@ -26,14 +26,7 @@ def load_8_f16(builder: Any, address: Any, step: Any) -> Any:
             word = builder.or_(word, builder.shl(half, llvm.i64(16 * i)))
         words = builder.insert_element(words, word, llvm.i32(w))
     v = builder.bitcast(words, ir.VectorType(llvm.I16, 8))
-    v = llvm.shuffle(builder, v, v, [*range(8), *range(8)])
-    if llvm.HARDWARE_HALF:
-        return builder.fpext(builder.bitcast(v, ir.VectorType(ir.HalfType(), 16)), F32X16)
-    floats = ir.Constant(F32X16, ir.Undefined)
-    for i in range(16):
-        half = builder.zext(builder.extract_element(v, llvm.i32(i)), llvm.I32)
-        floats = builder.insert_element(floats, simd.emit_f16_to_f32(builder, half), llvm.i32(i))
-    return floats
+    return simd.emit_f16s_to_f32(builder, llvm.shuffle(builder, v, v, [*range(8), *range(8)]))
 
 
 @instruction("v:vv")
@@ -49,15 +42,11 @@ def two_values(builder: Any, first: Any, second: Any) -> Any:
 
 
 @instruction("v:i")
-def load_d_dmin(builder: Any, address: Any) -> Any:
-    """| first half-precision number x 8 | second, with its sign turned, x 8 |, of two side by side."""
+def load_d_minus_dmin(builder: Any, address: Any) -> Any:
+    """| first half-precision number x 8 | second, negated, x 8 |, of two side by side."""
     both = builder.xor(llvm.load(builder, address, llvm.I32), llvm.i32(-(1 << 31)))
-    if llvm.HARDWARE_HALF:
-        v = builder.fpext(builder.bitcast(both, ir.VectorType(ir.HalfType(), 2)), ir.VectorType(llvm.F32, 2))
-        return llvm.shuffle(builder, v, v, [0] * 8 + [1] * 8)
-    bits = builder.and_(both, llvm.i32(0xFFFF)), builder.lshr(both, llvm.i32(16))
-    numbers = (simd.emit_f16_to_f32(builder, b) for b in bits)
-    return llvm.shuffle(builder, *(llvm.broadcast(builder, number, 8) for number in numbers), range(16))
+    v = simd.emit_f16s_to_f32(builder, builder.bitcast(both, ir.VectorType(llvm.I16, 2)))
+    return llvm.shuffle(builder, v, v, [0] * 8 + [1] * 8)
 
 
 @instruction("v:iiii")

@@ -16,6 +16,7 @@ from tinyllava.ops.cpu.simd.llvm import F32X16, I32X16, instruction
 # The largest int16 of activations and of weights, and what those of 64 weights may add up to: less than
 # 2^31 / X_INT16, or the sum of 64 products would not fit in int32. So the two share the bits that there are.
 X_INT16, W_INT16, W_INT16_SUM = 11585.0, 32767.0, 185300.0
+SECOND_AT = 1024  # bytes from 16 vectors, one for each block, to 16 more
 
 
 def emit_round(builder: Any, v: Any) -> Any:
@@ -55,16 +56,17 @@ def _emit_quantize(builder: Any, address: Any, inverse: Any, limit: float, to: A
 
 @instruction("-:ii")
 def store_extremes(builder: Any, address: Any, to: Any) -> None:
-    """32 floats -> a vector with their largest among its lanes, and 16 vectors on one with their smallest."""
+    """32 floats -> a vector with their largest among its lanes, and SECOND_AT bytes on one with their smallest."""
     parts = _halves(builder, address)
     llvm.store(builder, reduce.emit_larger(builder, *parts), to)
-    llvm.store(builder, reduce.emit_smaller(builder, *parts), to, 1024)
+    llvm.store(builder, reduce.emit_smaller(builder, *parts), to, SECOND_AT)
 
 
 @instruction("v:i")
 def extreme_of_each(builder: Any, address: Any) -> Any:
     """What store_extremes wrote for 16 blocks -> of each, the number of largest magnitude, sign included."""
-    largest, smallest = (reduce.emit_load_16(builder, llvm.offset_by(builder, address, at)) for at in (0, 1024))
+    addresses = (llvm.offset_by(builder, address, at) for at in (0, SECOND_AT))
+    largest, smallest = (reduce.emit_load_16(builder, at) for at in addresses)
     high = reduce.emit_reduce_each(builder, largest, reduce.emit_larger)
     return _larger_magnitude(builder, high, reduce.emit_reduce_each(builder, smallest, reduce.emit_smaller))
 
@@ -114,9 +116,9 @@ def rounding_errors(builder: Any, address: Any, inverse: Any) -> Any:
 
 @instruction("-:ifii")
 def quantize_int8(builder: Any, address: Any, inverse: Any, to: Any, sums: Any) -> None:
-    """32 floats times ``inverse`` -> 32 x int8; and as floats their first 16, and 16 vectors on the others."""
+    """32 floats times ``inverse`` -> 32 x int8; as floats their first 16, and SECOND_AT bytes on the others."""
     for half, v in enumerate(_emit_quantize(builder, address, inverse, 127.0, to, llvm.I8)):
-        llvm.store(builder, builder.sitofp(v, F32X16), sums, 1024 * half)
+        llvm.store(builder, builder.sitofp(v, F32X16), sums, SECOND_AT * half)
 
 
 @instruction("-:i")
