@@ -70,8 +70,7 @@ class CapturedStep:
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             self.ops.capturing = self.advances
-            # One token's kernels are so short that launch latency counts; long kernels gain nothing by
-            # overlapping.
+            # One token's kernels are so short that launch latency counts; longer ones gain nothing from overlap.
             self.ops.kernels.overlap = self.input.size == 1
             try:
                 self.result = self.step(self.input)

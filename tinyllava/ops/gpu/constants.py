@@ -47,7 +47,7 @@ def header() -> str:
         f"enum Activation {{ {', '.join(ACTIVATIONS).upper()} }};",
         f"enum Format {{ {', '.join(f'{kind.name} = {kind.id}' for kind in formats)} }};",
         f"#define FOR_EACH_QUANTIZED_FORMAT(F) {' '.join(f'F({kind.name})' for kind in quantized)}",
-        "template <int PLANE, int OFFSET, int STRIDE> struct Field;",
+        "template <int PLANE, int FIELD_OFFSET, int STRIDE> struct Field;",
         "template <int FORMAT> struct Layout;",
         *map(_layout, quantized),
     ])  # fmt: skip

@@ -1,5 +1,4 @@
-// Attention of many tokens, softmax(q k^T / sqrt(k)) v, on tensor cores, without the (n, m) matrix of scores in
-// memory.
+// Attention of many tokens, softmax(q k^T / sqrt(k)) v, on tensor cores. The (n, m) scores are never stored.
 //
 // One pass over the keys, in tiles of FLASH_KEYS, with an online softmax (Dao et al. 2022, FlashAttention): for
 // each query, the largest score so far and the sum of exp(score - largest), both of which, and the accumulated
@@ -26,8 +25,8 @@ constexpr int SCORE_TILES = FLASH_KEYS / 8;  // (16, 8) results of a tile of key
 // ---- instructions that have no name in C++
 
 // Four (8, 8) matrices of float16; lane l gives the address of row l % 8 of matrix l / 8. In each register, lane l
-// gets the pair at row l / 4, columns 2 (l % 4) and the next; transposed: at column l / 4, rows 2 (l % 4) and the
-// next.
+// gets the pair at row l / 4, columns 2 (l % 4) and the next; transposed, the pair at column l / 4, rows
+// 2 (l % 4) and the next.
 template <bool TRANSPOSED> INLINE void load_matrices(unsigned (&r)[4], unsigned address) {
     if (TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -90,8 +89,7 @@ template <int HEAD_DIM> INLINE void load_tile_async(unsigned to, const half_t* f
     commit_copies();
 }
 
-// The thread block's queries, times ``scale`` and as float16, zeros from query n on. q is (n, n_head, HEAD_DIM)
-// float32.
+// The thread block's queries times ``scale``, as float16, zeros from query n on. q is (n, n_head, HEAD_DIM).
 template <int HEAD_DIM, int ROWS>
 INLINE void load_queries(char* to, const float* q, int first, int n, int row_stride, float scale) {
     constexpr int VECTORS = HEAD_DIM / 4;  // of 16 bytes, in a row

@@ -1,10 +1,13 @@
-// GGUF's blocks of quantized weights (quant/plain.py), unpacked 16 bytes at a time, and the kernels that
-// dequantize.
+// GGUF's blocks of quantized weights (quant/plain.py), unpacked 16 bytes at a time; the kernels that use nothing
+// else, dequantize and embed.
+//
+// The formats' names and Layouts and FOR_EACH_QUANTIZED_FORMAT are generated: header() in constants.py, put before
+// all sources. KERNEL, INLINE, load_once and other basics: common.cu, the next in order.
 //
 // A thread loads the packed numbers q by a *vector* of 16 bytes. It holds one or two *groups* of 16 consecutive
 // weights that share a scale s and a minimum m; d and dmin are the block's:
 //
-//     w[i] = d * s * (q[i] - OFFSET) - dmin * m
+//     w[i] = d * s * (q[i] - Q_OFFSET) - dmin * m
 //
 //     a block of Q4_K     | d dmin scales[12] | qs: vector 0 | vector 1 | ... | vector 7 |       144 bytes
 //     its vector 0          low nibbles: group 0 (weights 0-15), high nibbles: group 2 (weights 32-47)
@@ -21,13 +24,14 @@ struct Blocks {
     size_t count;
 };
 
-// A field of the blocks. Block b has it at byte count * PLANE + b * STRIDE + OFFSET of the matrix.
-template <int PLANE, int OFFSET, int STRIDE> struct Field {
+// A field of the blocks. Block b has it at byte count * PLANE + b * STRIDE + FIELD_OFFSET of the matrix.
+template <int PLANE, int FIELD_OFFSET, int STRIDE> struct Field {
     static INLINE const u8* of(Blocks w, size_t block) {
-        return w.data + w.count * PLANE + block * STRIDE + OFFSET;
+        return w.data + w.count * PLANE + block * STRIDE + FIELD_OFFSET;
     }
-    // The same field some blocks further on: where it is, and if it is one float16 number, its value.
+    // Where the same field of the block ``blocks`` blocks further on is.
     static INLINE const u8* skip(const u8* field, int blocks) { return field + blocks * STRIDE; }
+    // The value of that field, if it is a single float16 number.
     static INLINE half_t half(const u8* field, int blocks) {
         return __ldg((const half_t*)field + blocks * (STRIDE / 2));
     }
@@ -63,8 +67,9 @@ INLINE float byte_to_float(unsigned word, int byte) {
     return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 | byte)) - 8388608.0f;
 }
 
-// s and m of sub-blocks 2c and 2c + 1 (of 32 weights) from the first 16 bytes of a Q4_K or Q5_K block: d, dmin and
-// the 12 bytes of 6-bit scales and minima (k_scales in quant/plain.py). Two 6-bit numbers at a time.
+// d, dmin, and s and m of the pair c of sub-blocks (2c and 2c + 1, of 32 weights each), from the first 16 bytes of
+// a Q4_K or Q5_K block: d, dmin and 12 bytes of 6-bit scales and minima (k_scales in quant/plain.py). Two 6-bit
+// numbers at a time.
 INLINE void k_scales(uint4 head, int c, Unpacked<2>& y) {
     const int shift = 16 * (c & 1);
     const unsigned a = head.y >> shift, b = head.z >> shift, rest = head.w >> shift;
@@ -77,10 +82,10 @@ INLINE void k_scales(uint4 head, int c, Unpacked<2>& y) {
 
 // ---- the formats
 
-// Numbers of a format, besides its Layout (SIZE weights a block, its fields), which the header declares.
-template <int FORMAT, int GROUPS_, int OFFSET_, bool MINIMUM_> struct Traits : Layout<FORMAT> {
+// Numbers of a format, besides its Layout (SIZE weights a block, its fields), which constants.py generates.
+template <int FORMAT, int GROUPS_, int Q_OFFSET_, bool MINIMUM_> struct Traits : Layout<FORMAT> {
     static const int GROUPS = GROUPS_;  // in a vector
-    static const int OFFSET = OFFSET_;  // subtracted from each q
+    static const int Q_OFFSET = Q_OFFSET_;  // subtracted from each q
     static const bool MINIMUM = MINIMUM_;  // whether there are dmin and m
     static const int VECTORS = Layout<FORMAT>::SIZE / (16 * GROUPS);  // in a block
     static const int BLOCKS = 32 / VECTORS;  // in a chunk: 32 vectors, one for each lane of a warp
@@ -92,7 +97,7 @@ template <int FORMAT, int GROUPS_, int OFFSET_, bool MINIMUM_> struct Traits : L
 template <int FORMAT> struct Quant;
 
 // Blocks of 32 weights with a single scale.
-template <int FORMAT, int GROUPS, int OFFSET> struct Quant32 : Traits<FORMAT, GROUPS, OFFSET, false> {
+template <int FORMAT, int GROUPS, int Q_OFFSET> struct Quant32 : Traits<FORMAT, GROUPS, Q_OFFSET, false> {
     typedef Quant32 Q;
     struct Cursor { const u8 *q, *scale; };
     struct Raw { uint4 q; half_t scale; };
@@ -196,7 +201,7 @@ template <int FORMAT, int GROUPS> INLINE void dequantize4(const Unpacked<GROUPS>
     const float d = __fmul_rn(v.d, v.group[group].s);
     const float m = Quant<FORMAT>::MINIMUM ? __fmul_rn(v.dmin, v.group[group].m) : 0;
     UNROLL for (int i = 0; i < 4; i++)
-        w[i] = __fsub_rn(__fmul_rn(d, byte_to_float(v.group[group].q[k], i) - Quant<FORMAT>::OFFSET), m);
+        w[i] = __fsub_rn(__fmul_rn(d, byte_to_float(v.group[group].q[k], i) - Quant<FORMAT>::Q_OFFSET), m);
 }
 
 INLINE uint4 select(bool first, uint4 a, uint4 b) {
@@ -239,8 +244,8 @@ template <int FORMAT> INLINE void dequantize_vectors(Blocks w, size_t first, siz
     }
 }
 
-// dequantize() in quant/blocks.py: blocks first .. first + count of a matrix -> y (count * SIZE) in float16, for
-// tensor cores.
+// dequantize() in quant/blocks.py: blocks first .. first + count of a matrix -> y (count * SIZE) in float16, which
+// tensor cores multiply.
 KERNEL void dequantize(const u8* data, size_t n_blocks, int format, size_t first, size_t count, half_t* y) {
     await_previous_kernel();
 #define DEQUANTIZE(FORMAT) if (format == FORMAT) dequantize_vectors<FORMAT>({data, n_blocks}, first, count, y);

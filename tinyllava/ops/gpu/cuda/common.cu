@@ -1,7 +1,7 @@
 // What all kernels share: float16 numbers, loads and stores, sums over a warp or a thread block. The numbers,
-// formats and layouts that Python knows too stand before this file (header() in constants.py). No header file is
-// included, so that the run-time compiler needs no path to any; the few instructions without a C++ name are inline
-// PTX.
+// formats and layouts that Python knows too are put before this file (header() in constants.py), and the other
+// sources after it. Nothing is included, so that the run-time compiler needs no path; the few instructions without
+// a name in C++ are inline PTX.
 //
 // Letters in the shapes, as in reference.py: n tokens, m keys, d features, h heads, g kv heads, k head_dim. A
 // block of weights is GGUF's; a block of threads is called a thread block.

@@ -2,17 +2,26 @@
 //
 // The time is that of reading W once. A warp computes MATVEC_ROWS outputs at a time. Its 32 lanes load 32
 // neighbouring 16-byte vectors (blocks.cu), a *chunk* of the row; a few CHUNKS are loaded at once, always before
-// the arithmetic on the chunks loaded earlier, and the lanes' sums are added at the row's end. Small integers are
-// multiplied as integers, four at a time (dp4a): x is quantized to 16 bits for each group of 16 numbers,
+// the arithmetic on the chunks loaded earlier, and the lanes' sums are added at the row's end.
 //
-//     x[i] = scale * (256 * high[i] + low[i]),      high -128..127, low 0..255, |256 high + low| <= 32767,
+// Quantized weights are multiplied as integers, four at a time (dp4a), by x quantized to 16 bits. For a group of
+// 16 weights (Group in blocks.cu) and the 16 numbers of x that it multiplies:
 //
-// an error of at most 2^-16 of the group's largest number; float16 errs by up to 2^-12 of each. Sums of a group's
-// products are then exact. The quantized x lies in the thread block's shared memory:
+//     w[i] = d * s * (q[i] - Q_OFFSET) - dmin * m
+//     x[i] = x_scale * (256 * high[i] + low[i]),      high -128..127, low 0..255, |256 high + low| <= 32767
+//     dot = 256 * (sum of q[i] * high[i]) + (sum of q[i] * low[i]),      x_sum = sum of x[i]
+//     sum of w[i] * x[i] = d * s * (x_scale * dot - Q_OFFSET * x_sum) - dmin * m * x_sum
 //
-//     | 16 highs | 16 highs | ... |   | 16 lows | 16 lows | ... |   | scale, scale * sum of 16 | ... |
+// Quantizing x errs by about 2^-16 of the group's largest number at most; rounding it to float16 would err by up
+// to 2^-11 of each number. The two sums in dot are exact; dot itself may exceed 2^24 and is then rounded to a
+// float. The quantized x lies in the thread block's shared memory:
+//
+//     | 16 highs | 16 highs | ... |   | 16 lows | 16 lows | ... |   | x_scale, x_sum | x_scale, x_sum | ... |
 //
 // F32 and F16 weights are multiplied as floats.
+//
+// MATVEC_ROWS, MATVEC_WARPS and the formats' names are generated: header() in constants.py, put before all
+// sources. KERNEL, load_once and other basics: common.cu, the next in order; Quant and Group: blocks.cu.
 
 // One matrix (rows, d_in) with its bias or null, and where its outputs go. This is thread block ``block`` of the
 // ``blocks`` that compute them.
@@ -29,8 +38,10 @@ struct Product {
 // different banks of shared memory.
 INLINE int swizzle(int g) { return g ^ ((g >> 3 & 1) * 7); }
 
-// 1.5 * 2^23: the last bit of a float of this size counts 1. Adding it rounds a number to a whole one, which then
-// stands in the lower bits; and integers added to its bits give a float without a conversion.
+// 1.5 * 2^23: the last bit of a float from 2^23 to 2^24 is worth 1. So for integers n below 2^22 in magnitude
+// (here at most 255 * 255 * 16, in dot), the bits of the float ROUNDER + n are those of ROUNDER plus n. Adding
+// ROUNDER rounds a number to an integer, which then stands in the lower bits; and integers added to ROUNDER's bits
+// give a float without a conversion.
 const float ROUNDER = 12582912.0f;
 
 // Byte 1 (the high ones) or byte 0 (the low ones) of each of four floats' bits.
@@ -47,7 +58,7 @@ INLINE unsigned dot_high(unsigned q, unsigned x, unsigned sum) {  // unsigned ti
 
 INLINE unsigned dot_low(unsigned q, unsigned x, unsigned sum) { return __dp4a(q, x, sum); }  // unsigned bytes
 
-// A group of weights times its group of x, without the scales.
+// dot, as defined at the top: a group of weights times its group of x, without scales, offset and minimum.
 INLINE float dot(const Group& group, uint4 high, uint4 low) {
     const unsigned highs[4] = {high.x, high.y, high.z, high.w}, lows[4] = {low.x, low.y, low.z, low.w};
     unsigned h = __float_as_uint(ROUNDER), l = h;
@@ -60,7 +71,7 @@ template <int FORMAT> struct QuantizedWeights {
     typedef typename Q::Raw Raw;
     typedef typename Q::Cursor Cursor;
     static const int CHUNKS = sizeof(Raw) > 32 ? 1 : 2;
-    static INLINE int padded(int d_in) { return (d_in + 127) / 128 * 128; }  // swizzle() permutes 128 numbers
+    static INLINE int padded(int d_in) { return (d_in + 127) / 128 * 128; }  // swizzle() permutes within 8 groups
     static INLINE int vectors(int d_in) { return d_in / Q::SIZE * Q::VECTORS; }
     static INLINE Cursor begin(const Product& p, int d_in, int row, int lane) {
         const size_t blocks = d_in / Q::SIZE;
@@ -68,18 +79,19 @@ template <int FORMAT> struct QuantizedWeights {
     }
     static INLINE Raw load(const Cursor& c, int chunk) { return Q::load(c, chunk); }
 
-    // x (d_in,), quantized, into shared memory. Four threads share a group, 4 numbers each; d_in is a multiple of
-    // 32.
+    // x (d_in,), d_in a multiple of 32, quantized into shared memory. Four threads share a group, 4 numbers each.
+    // A NaN is dropped by fmaxf and its high and low are meaningless, but x_sum becomes NaN, and with it the
+    // outputs, as each format has an offset or a minimum, which x_sum is multiplied by.
     static INLINE void stage(const float* x, int d_in, char* shared) {
         unsigned* high = (unsigned*)shared;
         unsigned* low = high + padded(d_in) / 4;
-        float2* info = (float2*)(low + padded(d_in) / 4);
+        float2* info = (float2*)(low + padded(d_in) / 4);  // x_scale, x_sum
         for (int i = threadIdx.x; i < d_in / 4; i += 32 * MATVEC_WARPS) {
             const float4 v = ((const float4*)x)[i];
             float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
             const unsigned lanes = __activemask();
             largest = fmaxf(largest, __shfl_xor_sync(lanes, largest, 1));
-            largest = fmaxf(fmaxf(largest, __shfl_xor_sync(lanes, largest, 2)), 1e-30f);
+            largest = fmaxf(fmaxf(largest, __shfl_xor_sync(lanes, largest, 2)), 1e-30f);  // for all zeros
             const float inverse = __fdividef(32767.0f, largest);
             const float a = v.x * inverse + ROUNDER, b = v.y * inverse + ROUNDER;
             const float c = v.z * inverse + ROUNDER, d = v.w * inverse + ROUNDER;
@@ -88,8 +100,8 @@ template <int FORMAT> struct QuantizedWeights {
             sum += __shfl_xor_sync(lanes, sum, 2);
             const int g = swizzle(i / 4), at = 4 * g + i % 4;
             high[at] = byte_of_each(a, b, c, d, 1), low[at] = byte_of_each(a, b, c, d, 0);
-            const float scale = largest * (1 / 32767.0f);
-            if (i % 4 == 0) info[g] = make_float2(scale, scale * sum);
+            const float x_scale = largest * (1 / 32767.0f);
+            if (i % 4 == 0) info[g] = make_float2(x_scale, x_scale * sum);
         }
     }
 
@@ -99,15 +111,17 @@ template <int FORMAT> struct QuantizedWeights {
         float a[MATVEC_ROWS] = {}, b[MATVEC_ROWS] = {};
         UNROLL for (int r = 0; r < MATVEC_ROWS; r++) Q::unpack(raw[r], lane % Q::VECTORS, v[r]);
         UNROLL for (int i = 0; i < Q::GROUPS; i++) {
+            // swizzle() permutes groups within 16, so a chunk's offset, a multiple of 32, may be added after it.
             const int g = swizzle(Q::group(lane, i)) + chunk * (32 * Q::GROUPS);
             const uint4 high = ((const uint4*)shared)[g], low = ((const uint4*)(shared + padded(d_in)))[g];
             const float2 info = ((const float2*)(shared + 2 * padded(d_in)))[g];
+            const float x_scale = info.x, x_sum = info.y;
             UNROLL for (int r = 0; r < MATVEC_ROWS; r++) {
                 const Group& group = v[r].group[i];
-                float product = info.x * dot(group, high, low);
-                if (Q::OFFSET) product -= Q::OFFSET * info.y;
+                float product = x_scale * dot(group, high, low);
+                if (Q::Q_OFFSET) product -= Q::Q_OFFSET * x_sum;
                 a[r] += group.s * product;
-                if (Q::MINIMUM) b[r] += group.m * info.y;
+                if (Q::MINIMUM) b[r] += group.m * x_sum;
             }
         }
         UNROLL for (int r = 0; r < MATVEC_ROWS; r++) {
@@ -168,8 +182,7 @@ template <class Weights> struct Prefetch {
     }
 };
 
-// The rows of one product: the warps of its thread blocks take MATVEC_ROWS rows each, and again, until none is
-// left.
+// The rows of one product: the warps of its thread blocks take MATVEC_ROWS rows each, again and again, to the end.
 template <class Weights> INLINE void multiply(const Product& p, const float* x, int d_in, char* shared) {
     const int lane = threadIdx.x % 32, vectors = Weights::vectors(d_in);
     const int stride = p.blocks * MATVEC_WARPS * MATVEC_ROWS;
@@ -205,8 +218,8 @@ template <class Weights> INLINE void multiply(const Product& p, const float* x, 
 }
 
 // Up to three products of the same x (d_in,), as of queries, keys and values, their outputs one after another in
-// y; the grid's first blocks0 thread blocks compute the first product. Shared memory: 4 bytes for each number of
-// x.
+// y; the grid's first blocks0 thread blocks compute the first product. Shared memory: as much as the quantized x
+// takes (above), or 4 bytes for each number of x where the weights are floats.
 KERNEL __launch_bounds__(32 * MATVEC_WARPS, 1) void matvec(
     const float* x, int d_in, float* y,
     const u8* data0, const float* bias0, int rows0, int format0, int blocks0,

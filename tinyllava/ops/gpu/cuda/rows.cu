@@ -11,8 +11,7 @@ KERNEL void rms_norm(const float* x, const float* weight, void* y, int d, float 
     for (int i = threadIdx.x; i < d; i += blockDim.x) store(y, first + i, x[first + i] * scale * weight[i], half);
 }
 
-// The same with 16-byte loads, all issued before the first is used; d is a multiple of 4, at most 32 *
-// ROW_THREADS.
+// The same with 16-byte loads, all issued before the first is used; d % 4 == 0, d <= 32 * ROW_THREADS.
 KERNEL void rms_norm_vec4(const float4* x, const float4* weight, void* y, int d, float eps, int half) {
     await_previous_kernel();
     float4 v[8], w[8];
@@ -35,8 +34,7 @@ KERNEL void rms_norm_vec4(const float4* x, const float4* weight, void* y, int d,
     }
 }
 
-// layer_norm: x (n, d) -> y. One thread block for each row. The variance in a second pass, from differences to the
-// mean.
+// layer_norm: x (n, d) -> y. One thread block for each row. The variance in a second pass, from x - mean.
 KERNEL void layer_norm(const float* x, const float* weight, const float* bias, float* y, int d, float eps) {
     await_previous_kernel();
     x += (size_t)blockIdx.x * d, y += (size_t)blockIdx.x * d;
@@ -100,8 +98,8 @@ KERNEL void add_bias(float* y, const float* bias, int d) {
 // ---- positions
 
 // rope: x (n, h, k), cos and sin (.., pairs) from row ``start`` on -> y. Grid (threads of a token by ROW_THREADS,
-// n): a thread for each pair, or for a feature that is not rotated. ``adjacent``: pairs are features 2 j and 2 j +
-// 1 (kind "norm"), else j and j + pairs ("neox").
+// n): a thread for each pair, or for a feature that is not rotated. ``adjacent``: pairs are features
+// 2 j and 2 j + 1 (kind "norm"), else j and j + pairs ("neox").
 KERNEL void rope(const float* x, const float* cos, const float* sin, float* y, const int* position, int start,
                  int n_head, int head_dim, int pairs, int adjacent) {
     await_previous_kernel();
