@@ -124,13 +124,8 @@ def loop(builder: Any, count: Any, start: list[Any], body: Any) -> list[Any]:
 
 def _block(builder: Any, layout: Layout, ws: list[Any], x: Any, accumulators: list[Any]) -> list[Any]:
     """One block of weights at each of the addresses ws times one of activations at x."""
-    sums = [_start(builder, layout, x, t) for t in range(NR) for _ in ws]
-    for j in range(layout.steps):
-        weights = [llvm.load(builder, w, llvm.I32X16, 64 * j) for w in ws]
-        for t in range(NR):
-            activations = llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, 4 * (t * layout.steps + j)))
-            for i, vector in enumerate(weights, t * VECTORS):
-                sums[i] = _dot(builder, layout, sums[i], vector, activations)
+    start = [_start(builder, layout, x, t) for t in range(NR) for _ in ws]
+    sums = emit_dots(builder, layout, ws, x, start, layout.steps)
     return [
         _scale(builder, layout, (ws[i % VECTORS], x, i // VECTORS), integers, accumulator)
         for i, (integers, accumulator) in enumerate(zip(sums, accumulators, strict=True))
@@ -156,9 +151,23 @@ def _start(builder: Any, layout: Layout, x: Any, t: int) -> Any:
     return llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, layout.x_sums + 4 * t))
 
 
+def emit_dots(builder: Any, layout: Layout, ws: list[Any], x: Any, start: list[Any], steps: int) -> list[Any]:
+    """start + the dot products of the next 4 * ``steps`` bytes: of rows at each of ws, of NR tokens at x."""
+    sums = list(start)
+    for j in range(steps):
+        weights = [llvm.load(builder, w, llvm.I32X16, 64 * j) for w in ws]
+        for t in range(NR):
+            activations = llvm.broadcast(builder, llvm.load(builder, x, llvm.I32, 4 * (t * layout.steps + j)))
+            for i, vector in enumerate(weights, t * VECTORS):
+                sums[i] = _dot(builder, layout, sums[i], vector, activations)
+    return sums
+
+
 def _dot(builder: Any, layout: Layout, sums: Any, weights: Any, activations: Any) -> Any:
+    """One step. dot4's first factor is unsigned: the weights, unless these are the signed ones."""
     kind, emit = (llvm.I8X64, llvm.emit_dot4) if layout.q_bytes == 1 else (llvm.I16X32, llvm.emit_dot2)
-    return emit(builder, sums, builder.bitcast(weights, kind), builder.bitcast(activations, kind))
+    factors = [builder.bitcast(v, kind) for v in (weights, activations)]
+    return emit(builder, sums, *(factors[::-1] if layout.kind == "signed" else factors))
 
 
 def vectors_at(builder: Any, start: Any, stride: Any) -> list[Any]:

@@ -27,6 +27,7 @@ from tinyllava.ops.cpu.microkernel import (
     SIGNED,
     VECTORS,
     Layout,
+    emit_dots,
     loop,
     sums_at,
     vectors_at,
@@ -43,16 +44,8 @@ def _groups(builder: Any, layout: Layout, ws: list[Any], x: Any, start: list[Any
     def body(g: Any, accumulators: list[Any]) -> list[Any]:
         at = [builder.add(w, builder.mul(g, llvm.i64(64 * steps))) for w in ws]
         scales = [builder.add(w, builder.shl(g, llvm.i64(6))) for w in ws]
-        bytes_ = builder.add(x, builder.mul(g, llvm.i64(4 * steps)))
-        sums = [llvm.i32x16(0)] * (NR * VECTORS)
-        for j in range(steps):
-            weights = [builder.bitcast(llvm.load(builder, w, llvm.I32X16, 64 * j), llvm.I8X64) for w in at]
-            for t in range(NR):
-                four = llvm.broadcast(builder, llvm.load(builder, bytes_, llvm.I32, 4 * (t * layout.steps + j)))
-                for i, vector in enumerate(weights, t * VECTORS):
-                    pair = vector, builder.bitcast(four, llvm.I8X64)
-                    # dot4's first factor is the unsigned one.
-                    sums[i] = llvm.emit_dot4(builder, sums[i], *(pair[::-1] if layout.kind == "signed" else pair))
+        x_at = builder.add(x, builder.mul(g, llvm.i64(4 * steps)))
+        sums = emit_dots(builder, layout, at, x_at, [llvm.i32x16(0)] * (NR * VECTORS), steps)
         d = [llvm.load(builder, scale, llvm.F32X16, layout.w_scales) for scale in scales]
         return [
             llvm.emit_fma(builder, d[i % VECTORS], builder.sitofp(sums[i], llvm.F32X16), accumulator)

@@ -8,9 +8,6 @@ weights are quantized. Many tokens, and weights dequantized for them, are rounde
 float32; so are keys and values of such models, and weights in a format without a kernel.
 """
 
-# mypy: disable-error-code="no-any-return"
-# To mypy, Array is NumPy's and what CuPy returns is Any.
-
 from __future__ import annotations
 
 import math
