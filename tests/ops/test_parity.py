@@ -285,7 +285,7 @@ def test_attention_in_pieces_is_attention_at_once(monkeypatch: pytest.MonkeyPatc
 def blocks(form: Format, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The numbers, scales and minima (512,) of a row of 16 blocks."""
     q, table = np.empty(512, np.uint8), np.empty((16, 64), np.float32)
-    form.write(row.ctypes.data, 16, q.ctypes.data, table.ctypes.data, table.strides[0])
+    form.unpack_to_memory(row.ctypes.data, 16, q.ctypes.data, table.ctypes.data, table.strides[0])
     return q, table[:, 0].repeat(32), table[:, 16].repeat(32)
 
 
@@ -293,8 +293,8 @@ def super_blocks(form: Format, row: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     """The same of two super-blocks."""
     q, table = np.empty((2, 256), np.uint8), np.empty((2, 512), np.float32)
     for i, block in enumerate(row.reshape(2, -1)):
-        form.write(block.ctypes.data, q[i].ctypes.data, table[i].ctypes.data)
-    n = 8 * form.groups  # scales; the minima come right after 8, and 1024 bytes after the first of 16
+        form.unpack_to_memory(block.ctypes.data, q[i].ctypes.data, table[i].ctypes.data)
+    n = 8 * form.scales_per_32  # scales; the minima come right after 8, and 1024 bytes after the first of 16
     minima = table[:, n : 2 * n] if n == 8 else table[:, 256 : 256 + n]
     return q.ravel(), table[:, :n].ravel().repeat(256 // n), minima.ravel().repeat(256 // n)
 

@@ -35,9 +35,9 @@ class LlamaCpp:
         self.context = library.llama_init_from_model(self.model, limits) if self.model else None
         if not self.context:
             raise UsageError("--peer", f"cannot load {work.model}", wanted="a file that it knows")
-        self.eye = self._open_eye()
+        self.vision = self._open_vision()
 
-    def _open_eye(self) -> Mtmd | None:
+    def _open_vision(self) -> Mtmd | None:
         return Mtmd(self.model, self.work) if self.work.pictures else None
 
     def _load(self) -> Any:
@@ -73,8 +73,8 @@ class LlamaCpp:
 
     def encode(self, picture: int) -> int:
         """A picture's embeddings; returns how many."""
-        assert self.eye is not None
-        return self.eye.encode(picture)
+        assert self.vision is not None
+        return self.vision.encode(picture)
 
     def about(self) -> dict[str, Any]:
         """The package's version, and what processor features the library was built for."""
@@ -106,7 +106,7 @@ class Ik(LlamaCpp):
     def _batch(self, tokens: Any, n: int, past: int) -> Any:
         return self.library.llama_batch(n_tokens=n, token=tokens, all_pos_0=past, all_pos_1=1, all_seq_id=0)
 
-    def _open_eye(self) -> None:
+    def _open_vision(self) -> None:
         return None  # the package comes without ik_llama.cpp's image encoder
 
 
