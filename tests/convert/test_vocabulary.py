@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from golden.tokenizer_files import (
@@ -80,6 +80,7 @@ def test_a_protocol_buffer_by_hand() -> None:
             list(fields(damaged))
 
 
+@example(b"\n\x02\x12\x00")  # a score of no bytes
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.binary(max_size=8).map(lambda b: b"\x0a" + bytes([len(b)]) + b))
 def test_any_bytes_are_a_model_or_an_error(data: bytes) -> None:

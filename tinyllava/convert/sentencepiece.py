@@ -76,7 +76,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         if path.stat().st_size > MAX_BYTES:
             raise FileError(path, f"{path.stat().st_size} bytes", wanted="a tokenizer.model")
         model = parse(path.read_bytes())
-    except (ValueError, TypeError, struct.error) as error:
+    except (ValueError, TypeError) as error:
         hint = "Download the file again"
         raise FileError(path, f"damaged: {error}", wanted="a SentencePiece model", hint=hint) from None
     except OSError as error:
@@ -108,13 +108,19 @@ def _message(value: Value) -> bytes:
     return value
 
 
+def _float(data: bytes) -> float:
+    if len(data) != 4:
+        raise ValueError("no number of 4 bytes where a score should be")
+    return float(struct.unpack("<f", data)[0])
+
+
 def _piece(data: bytes) -> tuple[str, float, int]:
     text, score, kind = "", 0.0, NORMAL
     for number, value in fields(data):
         if number == 1:
             text = _message(value).decode("utf-8")
         elif number == 2:
-            (score,) = struct.unpack("<f", _message(value))
+            score = _float(_message(value))
         elif number == 3:
             kind = int(value)
     return text, score, kind
